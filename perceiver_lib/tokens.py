@@ -1,0 +1,98 @@
+"""Tokens with a time, and the one attention rule that every model of the family obeys."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Num
+
+SOURCE_TIME = int(np.iinfo(np.int32).min)
+"""The time of a key that every query may attend to, such as the source of a sequence-to-sequence pair."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+  """A batch of tokens: what each one says, where it is, when it may be known and whether it exists.
+
+  Values stay raw (bytes, pixels, ids) until an input adapter turns them into channels, a chunk at a time.
+
+  Attributes:
+    values: `[b, m, ...]`, any dtype.
+    position: `[b, m, p]` coordinates (floats in [-1, 1] for Fourier features, integer indices for tables and
+      rotary), or `[1, m, p]` where all examples share them. Positions embed or rotate; they never mask.
+    time: `[b, m]` int32. Times mask and do nothing else; None = every token is visible to every query.
+    valid: `[b, m]` bool, False = padding. None = all tokens are valid.
+  """
+
+  values: Num[Array, 'b m ...']
+  position: Num[Array, '#b m p'] | None = None
+  time: Int[Array, 'b m'] | None = None
+  valid: Bool[Array, 'b m'] | None = None
+
+  @property
+  def batch_size(self) -> int:
+    return self.values.shape[0]
+
+  @property
+  def num_tokens(self) -> int:
+    return self.values.shape[1]
+
+  def checked(self, name: str = 'tokens') -> Tokens:
+    """Returns these tokens, or raises a ValueError that names the field whose shape or dtype is wrong."""
+    if jnp.ndim(self.values) < 2:
+      raise ValueError(f'{name}.values must be [batch, tokens, ...]; got shape {jnp.shape(self.values)}.')
+    b, m = self.values.shape[:2]
+    if self.position is not None:
+      shape = self.position.shape
+      if len(shape) != 3 or shape[0] not in (1, b) or shape[1] != m:
+        raise ValueError(f'{name}.position must be [{b} or 1, {m}, axes]; got shape {shape}.')
+    for field, array, kind in (('time', self.time, jnp.integer), ('valid', self.valid, jnp.bool_)):
+      if array is None:
+        continue
+      if array.shape != (b, m):
+        raise ValueError(f'{name}.{field} must be [{b}, {m}], one entry a token; got shape {array.shape}.')
+      if not jnp.issubdtype(array.dtype, kind):
+        raise ValueError(f'{name}.{field} must be {kind.__name__}; got {array.dtype}.')
+    return self
+
+
+def may_attend(
+    query_time: Int[Array, 'b i'] | None,
+    key_time: Int[Array, 'b j'] | None,
+    key_valid: Bool[Array, 'b j'] | None,
+) -> Bool[Array, 'b #i j'] | None:
+  """The rule: a query may attend to a key iff valid(key) and time(key) <= time(query).
+
+  With query times 0 1 1 and key times 0 1 2 S (S = SOURCE_TIME), all keys valid:
+
+      query 0   # . . #
+      query 1   # # . #
+      query 1   # # . #
+
+  Returns:
+    The mask with True = may attend (its query axis has size 1 where it does not depend on the query), or None where
+    everything is allowed.
+
+  Raises:
+    ValueError: if only one side carries time. Queries without time over timed keys would read the future.
+  """
+  if (query_time is None) != (key_time is None):
+    missing = 'queries' if query_time is None else 'keys'
+    raise ValueError(f'Queries and keys must both carry time, or neither may; the {missing} here carry none.')
+  mask = None if key_valid is None else key_valid[:, None, :]
+  if query_time is not None:
+    in_time = key_time[:, None, :] <= query_time[:, :, None]
+    mask = in_time if mask is None else mask & in_time
+  return mask
+
+
+def zero_invalid(channels: Num[Array, 'b m *c'], valid: Bool[Array, 'b m'] | None) -> Num[Array, 'b m *c']:
+  """Zeroes padding on entry, so that NaN or garbage in it reaches neither outputs nor gradients (0 x NaN is NaN)."""
+  if valid is None:
+    return channels
+  mask = valid.reshape(valid.shape + (1,) * (channels.ndim - 2))
+  return jnp.where(mask, channels, jnp.zeros((), channels.dtype))
