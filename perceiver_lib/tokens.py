@@ -61,9 +61,9 @@ class Tokens:
 
 
 def may_attend(
-    query_time: Int[Array, 'b i'] | None,
-    key_time: Int[Array, 'b j'] | None,
-    key_valid: Bool[Array, 'b j'] | None,
+  query_time: Int[Array, 'b i'] | None,
+  key_time: Int[Array, 'b j'] | None,
+  key_valid: Bool[Array, 'b j'] | None,
 ) -> Bool[Array, 'b #i j'] | None:
   """The rule: a query may attend to a key iff valid(key) and time(key) <= time(query).
 

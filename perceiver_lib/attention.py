@@ -1,0 +1,246 @@
+"""Multi-head attention under the one rule, dense or streamed behind one signature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from perceiver_lib.capture import recorder
+from perceiver_lib.positions import Rotary
+from perceiver_lib.streaming import (
+  Dropout,
+  KeyStream,
+  PartialSoftmax,
+  allowed_pairs,
+  cleaned,
+  mask_logits,
+  mask_weights,
+  scaled_logits,
+  streamed_attend,
+  streamed_logits,
+)
+from perceiver_lib.tokens import Tokens
+
+DENSE_LOGITS = 2**24
+"""Up to this many logits (64 MiB) attention is dense: on CPU streaming gains nothing below it."""
+
+CHUNK_LOGITS = 2**21
+"""The logits of one streamed chunk, 8 MiB: about 1,024 tokens for 256 latents of 8 heads."""
+
+
+def choose_chunk_size(num_rows: int, num_keys: int) -> int | None:
+  """Keys a chunk for `num_rows` = batch x heads x queries, or None for the dense path."""
+  if num_rows * num_keys <= DENSE_LOGITS:
+    return None
+  power_of_two = 2 ** (max(CHUNK_LOGITS // num_rows, 1).bit_length() - 1)
+  return min(max(power_of_two, 128), 4096)
+
+
+def attend(
+  q: Float[Array, 'b h i k'],
+  k: Float[Array, 'b h j k'],
+  v: Float[Array, 'b h j v'],
+  *,
+  query_time: Int[Array, 'b i'] | None = None,
+  key_time: Int[Array, 'b j'] | None = None,
+  key_valid: Bool[Array, 'b j'] | None = None,
+  chunk_size: int | None = None,
+  dropout: Dropout | None = None,
+) -> Float[Array, 'b h i v']:
+  """softmax(q k^T / sqrt(key width)) v over the keys that `tokens.may_attend` allows, with the softmax in float32.
+
+  Rows that may attend to nothing are exactly zero, as in deepmind-research `perceiver/perceiver.py`. The width of a
+  value is free of the width of a key.
+
+  Args:
+    q, k, v: head-major operands.
+    query_time, key_time: both or neither.
+    key_valid: False = padding, whose keys and values may hold anything.
+    chunk_size: None = dense; otherwise that many keys at a time, with equal outputs and gradients.
+    dropout: of the attention weights; the draw does not depend on the chunk size.
+  """
+  if q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3] or q.shape[:2] != k.shape[:2]:
+    raise ValueError(f'attend needs q [b h i k], k [b h j k], v [b h j v]; got {q.shape}, {k.shape}, {v.shape}.')
+  if chunk_size is None:
+    if key_valid is not None:
+      exists = key_valid[:, None, :, None]
+      k, v = (jnp.where(exists, array, jnp.zeros((), array.dtype)) for array in (k, v))
+    output = _dense(q, k, v, allowed_pairs(query_time, key_time, key_valid), dropout)
+  else:
+    values = rearrange(jnp.concatenate([k, v], axis=-1), 'b h j c -> b j h c')
+    stream = KeyStream(
+      project=_SplitKeysAndValues(k.shape[-1]),
+      params=(),
+      tokens=Tokens(values=values, time=key_time, valid=key_valid),
+    )
+    output = _streamed(q, (stream,), query_time, dropout, chunk_size)
+  return output.astype(v.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SplitKeysAndValues:
+  qk_channels: int
+
+  def __call__(self, params: tuple[()], chunk: Tokens) -> tuple[Array, Array]:
+    both = rearrange(chunk.values, 'b j h c -> b h j c')
+    return both[..., : self.qk_channels], both[..., self.qk_channels :]
+
+
+def _dense(q: Array, k: Array, v: Array, allowed: Array | None, dropout: Dropout | None) -> Float[Array, 'b h i v']:
+  logits = scaled_logits(q, k)
+  keep = None if dropout is None else dropout.keep(q.shape[:3], jnp.arange(k.shape[2]))
+  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1]).fold(logits, allowed, v, keep)
+  if (maps := recorder()) is not None:
+    chosen = maps.chosen(logits)
+    allowed = None if allowed is None else maps.chosen(allowed)
+    maps.record(chosen, _weights(chosen, allowed, maps.chosen(state.log_sum_exp()[..., None])))
+  return state.output()
+
+
+def _streamed(
+  q: Array, streams: tuple[KeyStream, ...], query_time: Array | None, dropout: Dropout | None, chunk_size: int
+) -> Float[Array, 'b h i v']:
+  output, log_sum_exp = streamed_attend(q, streams, query_time, dropout, chunk_size)
+  if (maps := recorder()) is not None:
+    logits = streamed_logits(maps.chosen(q), streams, chunk_size)
+    tokens = [stream.tokens for stream in streams]
+    chosen_time = None if query_time is None else maps.chosen(query_time[:, None, :])[:, 0]
+    allowed = allowed_pairs(chosen_time, joined_times(tokens), joined_validity(tokens))
+    maps.record(logits, _weights(logits, allowed, maps.chosen(log_sum_exp[..., None])))
+  return output
+
+
+def _weights(logits: Array, allowed: Array | None, log_sum_exp: Array) -> Float[Array, 'b h i j']:
+  return mask_weights(jnp.exp(mask_logits(logits, allowed) - log_sum_exp), allowed)
+
+
+class Attention(nnx.Module):
+  """Multi-head attention with separate widths for queries and keys, for values, and for the output.
+
+  Heads are the slow axis of each projection's channels, as in deepmind-research and in Hugging Face's weights.
+  """
+
+  def __init__(
+    self,
+    *,
+    num_query_channels: int,
+    num_input_channels: int,
+    num_output_channels: int,
+    qk_channels: int,
+    v_channels: int,
+    num_heads: int,
+    dropout: float,
+    rotary: Rotary | None,
+    rngs: nnx.Rngs,
+  ):
+    for name, width in (('qk_channels', qk_channels), ('v_channels', v_channels)):
+      if width % num_heads:
+        raise ValueError(f'{name} must be a multiple of num_heads = {num_heads}; got {width}.')
+    if rotary is not None:
+      rotary.check(qk_channels // num_heads)
+    self.num_heads, self.dropout, self.rotary = num_heads, dropout, rotary
+    self.query = nnx.Linear(num_query_channels, qk_channels, rngs=rngs)
+    self.key = nnx.Linear(num_input_channels, qk_channels, rngs=rngs)
+    self.value = nnx.Linear(num_input_channels, v_channels, rngs=rngs)
+    self.output = nnx.Linear(v_channels, num_output_channels, rngs=rngs)
+
+  def project_queries(self, channels: Float[Array, 'b i f'], position: Array | None) -> Float[Array, 'b h i k']:
+    return rotated(split_heads(self.query(channels), self.num_heads), position, self.rotary)
+
+  def merge_heads(self, heads: Float[Array, 'b h i v']) -> Float[Array, 'b i f']:
+    return self.output(rearrange(heads, 'b h i v -> b i (h v)'))
+
+  def weight_dropout(self, rngs: nnx.Rngs | None) -> Dropout | None:
+    """Attention dropout for this call: none without an rngs object, which is how evaluation is told apart."""
+    return Dropout(rate=self.dropout, seed=rngs.dropout()) if rngs is not None and self.dropout > 0 else None
+
+
+class KeyValueReader(nnx.Module):
+  """Raw tokens -> keys and values: input adapter, layer norm and the two projections of an attention.
+
+  Args:
+    adapter: `Tokens -> channels [b, m, c]`, token by token, or None where the values are channels already.
+    norm: applied to the channels, or None where they are normalised already (Perceiver AR's latents).
+  """
+
+  def __init__(self, adapter: Callable[[Tokens], Array] | None, norm: nnx.LayerNorm | None, attention: Attention):
+    self.adapter, self.norm, self.key, self.value = adapter, norm, attention.key, attention.value
+    self.num_heads, self.rotary = attention.num_heads, attention.rotary
+
+  def __call__(self, tokens: Tokens) -> tuple[Float[Array, 'b h j k'], Float[Array, 'b h j v']]:
+    channels = tokens.values if self.adapter is None else self.adapter(tokens)
+    channels = channels if self.norm is None else self.norm(channels)
+    keys = rotated(split_heads(self.key(channels), self.num_heads), tokens.position, self.rotary)
+    return keys, split_heads(self.value(channels), self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Project:
+  """A reader as the hashable function of explicit parameters that a `KeyStream` asks for."""
+
+  graphdef: Any
+
+  def __call__(self, params: Any, chunk: Tokens) -> tuple[Array, Array]:
+    return nnx.merge(self.graphdef, params)(chunk)
+
+
+def split_heads(channels: Float[Array, 'b j c'], num_heads: int) -> Float[Array, 'b h j k']:
+  return rearrange(channels, 'b j (h k) -> b h j k', h=num_heads)
+
+
+def rotated(heads: Float[Array, 'b h j k'], position: Array | None, rotary: Rotary | None) -> Float[Array, 'b h j k']:
+  if rotary is None:
+    return heads
+  if position is None:
+    raise ValueError('Rotary attention needs tokens with a position; got tokens without.')
+  return rotary(heads, position)
+
+
+def read(
+  q: Float[Array, 'b h i k'],
+  sources: Sequence[tuple[Tokens, KeyValueReader]],
+  *,
+  query_time: Int[Array, 'b i'] | None,
+  chunk_size: int | None = None,
+  dropout: Dropout | None = None,
+) -> Float[Array, 'b h i v']:
+  """Attention of ready queries over raw tokens of any number of sources, in one softmax.
+
+  Args:
+    sources: tokens, each with the reader that makes their keys and values, a chunk at a time where that pays.
+    chunk_size: None = chosen from the shapes; a number forces chunks of that many tokens.
+  """
+  tokens = [source for source, _ in sources]
+  joined_times(tokens)
+  num_keys = sum(source.num_tokens for source in tokens)
+  chunk_size = chunk_size or choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], num_keys)
+  if chunk_size is None:
+    parts = [reader(cleaned(source)) for source, reader in sources]
+    k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
+    return _dense(q, k, v, allowed_pairs(query_time, joined_times(tokens), joined_validity(tokens)), dropout)
+  streams = []
+  for source, reader in sources:
+    graphdef, params = nnx.split(reader)
+    streams.append(KeyStream(project=_Project(graphdef), params=params, tokens=source))
+  return _streamed(q, tuple(streams), query_time, dropout, chunk_size)
+
+
+def joined_times(tokens: Sequence[Tokens]) -> Int[Array, 'b j'] | None:
+  """The times of several sources side by side; raises a ValueError if only some of them carry time."""
+  times = [source.time for source in tokens if source.time is not None]
+  if len(times) not in (0, len(tokens)):
+    raise ValueError(f'All sources must carry time, or none may; {len(times)} of {len(tokens)} do.')
+  return jnp.concatenate(times, axis=1) if times else None
+
+
+def joined_validity(tokens: Sequence[Tokens]) -> Bool[Array, 'b j'] | None:
+  if all(source.valid is None for source in tokens):
+    return None
+  every = [jnp.ones(t.values.shape[:2], bool) if t.valid is None else t.valid for t in tokens]
+  return jnp.concatenate(every, axis=1)

@@ -1,0 +1,230 @@
+"""The layers that every model is made of: cross-attention, self-attention, and stacks of latents' self-attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perceiver_lib.attention import Attention, KeyValueReader, read
+from perceiver_lib.capture import named, recording
+from perceiver_lib.positions import Rotary
+from perceiver_lib.tokens import Tokens
+
+Adapter = Callable[[Tokens], Float[Array, 'b m c']]
+"""A token-by-token function from raw values and positions to channels, so that it can be applied chunk by chunk."""
+
+LAYER_NORM_EPSILON = 1e-5
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'gelu_erf': functools.partial(jax.nn.gelu, approximate=False),
+  'squared_relu': lambda x: jnp.square(jax.nn.relu(x)),
+}
+"""By whom: DeepMind's Perceiver and IO; Hugging Face and krasserm; Perceiver AR."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+  """One attention layer and the MLP behind it.
+
+  Attributes:
+    num_heads: of the attention.
+    qk_channels: width of queries and keys over all heads; None = the width of the inputs that are read (DeepMind's
+      `cross_attention_shape_for_attn='kv'`), which for self-attention is the width of the latents.
+    v_channels: width of values over all heads; None = `qk_channels`.
+    widening_factor: hidden width of the MLP over its input width.
+    activation: a key of `ACTIVATIONS`.
+    dropout: of each residual branch, after attention and after the MLP.
+    attention_dropout: of attention weights.
+    query_residual: whether a cross-attention adds its queries to what it read; self-attention always does.
+    rotary: how queries and keys turn with position, None = not at all.
+  """
+
+  num_heads: int
+  qk_channels: int | None = None
+  v_channels: int | None = None
+  widening_factor: int = 1
+  activation: Literal['gelu_tanh', 'gelu_erf', 'squared_relu'] = 'gelu_tanh'
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  query_residual: bool = True
+  rotary: Rotary | None = None
+
+  def __post_init__(self):
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}; got {self.activation!r}.')
+
+  def attention(self, *, num_query_channels: int, num_input_channels: int, rngs: nnx.Rngs) -> Attention:
+    qk_channels = self.qk_channels or num_input_channels
+    return Attention(
+      num_query_channels=num_query_channels,
+      num_input_channels=num_input_channels,
+      num_output_channels=num_query_channels,
+      qk_channels=qk_channels,
+      v_channels=self.v_channels or qk_channels,
+      num_heads=self.num_heads,
+      dropout=self.attention_dropout,
+      rotary=self.rotary,
+      rngs=rngs,
+    )
+
+
+def layer_norm(num_channels: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  return nnx.LayerNorm(num_channels, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs)
+
+
+def dropped(channels: Float[Array, 'b i d'], rate: float, rngs: nnx.Rngs | None) -> Float[Array, 'b i d']:
+  """Dropout of a residual branch; evaluation passes no rngs, and nothing is dropped."""
+  if rngs is None or rate == 0.0:
+    return channels
+  keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, channels.shape)
+  return jnp.where(keep, channels / (1 - rate), jnp.zeros((), channels.dtype))
+
+
+class MLP(nnx.Module):
+  """Two linear layers around a nonlinearity, position by position."""
+
+  def __init__(self, num_channels: int, config: LayerConfig, *, rngs: nnx.Rngs):
+    self.activation = config.activation
+    self.up = nnx.Linear(num_channels, config.widening_factor * num_channels, rngs=rngs)
+    self.down = nnx.Linear(config.widening_factor * num_channels, num_channels, rngs=rngs)
+
+  @jax.named_scope('mlp')
+  def __call__(self, channels: Float[Array, 'b i d']) -> Float[Array, 'b i d']:
+    return self.down(ACTIVATIONS[self.activation](self.up(channels)))
+
+
+class CrossAttention(nnx.Module):
+  """Queries read inputs: `x = queries + attend(norm(queries), norm(inputs)); x + mlp(norm(x))` (Perceiver IO, E.1)."""
+
+  def __init__(self, config: LayerConfig, *, num_query_channels: int, num_input_channels: int, rngs: nnx.Rngs):
+    self.config = config
+    self.query_norm = layer_norm(num_query_channels, rngs)
+    self.input_norm = layer_norm(num_input_channels, rngs)
+    self.attention = config.attention(
+      num_query_channels=num_query_channels, num_input_channels=num_input_channels, rngs=rngs
+    )
+    self.mlp_norm = layer_norm(num_query_channels, rngs)
+    self.mlp = MLP(num_query_channels, config, rngs=rngs)
+
+  def __call__(
+    self,
+    queries: Tokens,
+    inputs: Tokens | Mapping[str, Tokens],
+    adapters: Adapter | Mapping[str, Adapter] | None = None,
+    *,
+    chunk_size: int | None = None,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens:
+    """Returns the queries with what they read.
+
+    Args:
+      queries: values are channels `[b, i, f]`; their times say what they may read.
+      inputs: tokens, or tokens by modality, which share one softmax. All carry time, or none does, as the queries.
+      adapters: from raw values to channels, by modality where the inputs are; None = values are channels already.
+      chunk_size: input tokens read at a time; None = chosen from the shapes.
+      rngs: a `dropout` stream for training; None = evaluation.
+    """
+    q = self.attention.project_queries(self.query_norm(queries.values), queries.position)
+    sources = [
+      (tokens, KeyValueReader(adapter, self.input_norm, self.attention)) for tokens, adapter in pairs(inputs, adapters)
+    ]
+    dropout = self.attention.weight_dropout(rngs)
+    heads = read(q, sources, query_time=queries.time, chunk_size=chunk_size, dropout=dropout)
+    return self.finish(queries, heads, rngs=rngs)
+
+  def finish(self, queries: Tokens, heads: Float[Array, 'b h i v'], *, rngs: nnx.Rngs | None) -> Tokens:
+    """What follows the attention itself: output projection, residual and MLP."""
+    x = dropped(self.attention.merge_heads(heads), self.config.dropout, rngs)
+    x = queries.values + x if self.config.query_residual else x
+    x = x + dropped(self.mlp(self.mlp_norm(x)), self.config.dropout, rngs)
+    return dataclasses.replace(queries, values=x)
+
+
+def pairs(
+  inputs: Tokens | Mapping[str, Tokens], adapters: Adapter | Mapping[str, Adapter] | None
+) -> list[tuple[Tokens, Adapter | None]]:
+  """Tokens beside their adapters; raises a ValueError that names the modalities on both sides if they differ."""
+  if isinstance(inputs, Tokens):
+    if isinstance(adapters, Mapping):
+      raise ValueError(f'The inputs must be tokens by modality ({", ".join(adapters)}); got tokens without a modality.')
+    return [(inputs.checked('inputs'), adapters)]
+  names = sorted(adapters) if isinstance(adapters, Mapping) else []
+  if sorted(inputs) != names:
+    raise ValueError(f'The inputs must be tokens for the modalities {names}; got {sorted(inputs)}.')
+  return [(inputs[name].checked(f'inputs[{name!r}]'), adapters[name]) for name in names]
+
+
+class SelfAttention(nnx.Module):
+  """Latents read latents: `x = x + attend(norm(x)); x + mlp(norm(x))`."""
+
+  def __init__(self, config: LayerConfig, *, num_channels: int, rngs: nnx.Rngs):
+    self.config = config
+    self.norm = layer_norm(num_channels, rngs)
+    self.attention = config.attention(num_query_channels=num_channels, num_input_channels=num_channels, rngs=rngs)
+    self.mlp_norm = layer_norm(num_channels, rngs)
+    self.mlp = MLP(num_channels, config, rngs=rngs)
+
+  def __call__(self, latents: Tokens, *, rngs: nnx.Rngs | None = None) -> Tokens:
+    """Latents `[b, n, d]` with optional times and validity, which mask as everywhere."""
+    normed = dataclasses.replace(latents, values=self.norm(latents.values))
+    q = self.attention.project_queries(normed.values, latents.position)
+    heads = read(
+      q,
+      [(normed, KeyValueReader(None, None, self.attention))],
+      query_time=latents.time,
+      dropout=self.attention.weight_dropout(rngs),
+    )
+    return self.finish(latents, heads, rngs=rngs)
+
+  def finish(self, latents: Tokens, heads: Float[Array, 'b h n v'], *, rngs: nnx.Rngs | None) -> Tokens:
+    """What follows the attention itself: output projection, residual and MLP."""
+    x = latents.values + dropped(self.attention.merge_heads(heads), self.config.dropout, rngs)
+    x = x + dropped(self.mlp(self.mlp_norm(x)), self.config.dropout, rngs)
+    return dataclasses.replace(latents, values=x)
+
+
+class LatentBlock(nnx.Module):
+  """A stack of self-attention layers over the latents. Weights are shared by calling the same block again."""
+
+  def __init__(self, config: LayerConfig, *, num_channels: int, num_layers: int, rngs: nnx.Rngs):
+    self.layers = nnx.List([SelfAttention(config, num_channels=num_channels, rngs=rngs) for _ in range(num_layers)])
+
+  def __call__(
+    self, latents: Tokens, *, first_layer: int = 0, remat: bool = False, rngs: nnx.Rngs | None = None
+  ) -> Tokens:
+    """Applies every layer.
+
+    Args:
+      latents: `[b, n, d]`.
+      first_layer: how many processor layers ran before, which only names attention maps.
+      remat: keep one activation a layer and recompute the rest in the backward pass.
+      rngs: a `dropout` stream for training.
+    """
+    if remat and not recording():
+      return self._rematerialised(latents, rngs)
+    for index, layer in enumerate(self.layers):
+      with named('processor', first_layer + index):
+        latents = layer(latents, rngs=rngs)
+    return latents
+
+  def _rematerialised(self, latents: Tokens, rngs: nnx.Rngs | None) -> Tokens:
+    # A checkpointed Python loop of layers saved no memory on CPU; a scan over stacked parameters does.
+    graphdef, _ = nnx.split(self.layers[0])
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.split(layer)[1] for layer in self.layers])
+    keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
+
+    @jax.checkpoint
+    def step(latents, layer):
+      params, key = layer
+      layer_rngs = None if key is None else nnx.Rngs(dropout=key)
+      return nnx.merge(graphdef, params)(latents, rngs=layer_rngs), None
+
+    return jax.lax.scan(step, latents, (params, keys))[0]

@@ -1,0 +1,119 @@
+"""Attention maps by name: what each query looked at, for any model, without a second code path in the models."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar('attention_recorder', default=None)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionMap:
+  """One attention: softmax weights, and the scaled logits before the softmax (the paper's Fig. 3 shows those)."""
+
+  weights: Float[Array, 'b h i j']
+  logits: Float[Array, 'b h i j']
+
+
+@dataclasses.dataclass(kw_only=True)
+class Recorder:
+  """Collects maps while a model is traced.
+
+  Attributes:
+    names: prefixes of the attentions to keep, None = all.
+    heads, queries: indices to keep, None = all. Choosing a few bounds the memory of a map over a long input.
+  """
+
+  names: tuple[str, ...] | None = None
+  heads: Sequence[int] | None = None
+  queries: Sequence[int] | None = None
+  path: tuple[str, ...] = ()
+  maps: dict[str, AttentionMap] = dataclasses.field(default_factory=dict)
+
+  @property
+  def name(self) -> str:
+    return '.'.join(self.path)
+
+  def wanted(self) -> bool:
+    return self.names is None or any((self.name + '.').startswith(name + '.') for name in self.names)
+
+  def chosen(self, array: Float[Array, 'b h i *c']) -> Float[Array, 'b h i *c']:
+    """The chosen heads and queries; an axis of size 1 stays, and indices that do not exist here are left out."""
+    for axis, chosen in ((1, self.heads), (2, self.queries)):
+      if chosen is not None and array.shape[axis] > 1:
+        indices = jnp.array([index for index in chosen if index < array.shape[axis]], jnp.int32)
+        array = jnp.take(array, indices, axis=axis)
+    return array
+
+  def record(self, logits: Float[Array, 'b h i j'], weights: Float[Array, 'b h i j']) -> None:
+    name, repeat = self.name, 1
+    while name in self.maps:
+      name, repeat = f'{self.name}#{repeat}', repeat + 1
+    self.maps[name] = AttentionMap(weights=weights, logits=logits)
+
+
+def recorder() -> Recorder | None:
+  """The recorder of the attention that is being computed, or None where nothing asks for it."""
+  current = _recorder.get()
+  return current if current is not None and current.wanted() else None
+
+
+def recording() -> bool:
+  """Whether maps are being collected. Layers then run in a plain loop, because no map can leave a scan's body."""
+  return _recorder.get() is not None
+
+
+@contextlib.contextmanager
+def named(*parts: str | int) -> Iterator[None]:
+  """Names the attentions computed inside, for example `encoder.cross_attention.0`."""
+  current = _recorder.get()
+  if current is None:
+    yield
+    return
+  before, current.path = current.path, (*current.path, *map(str, parts))
+  try:
+    yield
+  finally:
+    current.path = before
+
+
+def capture_attention(
+  function: Callable[..., Any],
+  *,
+  names: Sequence[str] | None = None,
+  heads: Sequence[int] | None = None,
+  queries: Sequence[int] | None = None,
+) -> Callable[..., tuple[Any, dict[str, AttentionMap]]]:
+  """Wraps a model, or any function that calls one, so that it also returns its attention maps by name.
+
+  Names are `encoder.cross_attention.0`, `processor.3`, `decoder`. The outputs equal those of the plain call: a map
+  is read beside the computation, which goes on unchanged.
+
+  Args:
+    function: called with the arguments of the returned function; jit outside of this, not inside.
+    names: keep only the attentions whose name starts with one of these, component by component.
+    heads: keep these heads only.
+    queries: keep these latents (or output queries) only; needed for long inputs, where a whole map is large.
+
+  Returns:
+    A function that returns `(output of function, {name: AttentionMap})`.
+  """
+
+  def captured(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, AttentionMap]]:
+    new = Recorder(names=None if names is None else tuple(names), heads=heads, queries=queries)
+    token = _recorder.set(new)
+    try:
+      return function(*args, **kwargs), new.maps
+    finally:
+      _recorder.reset(token)
+
+  return captured

@@ -1,0 +1,256 @@
+"""Attention over inputs of any length in memory that does not grow with them.
+
+Keys and values never exist all at once. A `KeyStream` makes them a chunk of tokens at a time (input adapter, layer norm
+and projection included) and an online softmax folds each chunk into a running maximum, numerator and denominator. The
+backward pass is our own: it keeps the output and the log-sum-exp, and makes each chunk's keys and values again.
+Rabe and Staats (arXiv 2112.05682) and FlashAttention (arXiv 2205.14135) give the two ideas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from perceiver_lib.tokens import Tokens, may_attend, zero_invalid
+
+MASKED_LOGIT = -1e30
+"""A finite fill: -inf gives finite outputs but NaN gradients where a whole row is masked."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['params', 'tokens'], meta_fields=['project'])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyStream:
+  """Where keys and values come from.
+
+  Attributes:
+    project: `(params, chunk: Tokens) -> (keys [b h j k], values [b h j v])`; must be hashable and close over no arrays.
+    params: what `project` differentiates, any tree of float arrays.
+    tokens: the raw tokens, `[b, m, ...]`.
+  """
+
+  project: Callable[[Any, Tokens], tuple[Array, Array]]
+  params: Any
+  tokens: Tokens
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['seed'], meta_fields=['rate'])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dropout:
+  """Dropout of attention weights. The draw depends on the key's index alone, so every chunk size draws the same."""
+
+  rate: float
+  seed: Array
+
+  def keep(self, shape: tuple[int, int, int], indices: Int[Array, ' j']) -> Float[Array, 'b h i j']:
+    """Zeros, and 1 / (1 - rate) for the weights that stay."""
+    draws = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(self.seed, index), 1 - self.rate, shape))
+    return jnp.moveaxis(draws(indices), 0, -1).astype(jnp.float32) / (1 - self.rate)
+
+
+class PartialSoftmax(NamedTuple):
+  """An unfinished softmax-weighted sum; two of them over disjoint keys combine exactly."""
+
+  maximum: Float[Array, 'b h i']
+  denominator: Float[Array, 'b h i']
+  numerator: Float[Array, 'b h i v']
+
+  @classmethod
+  def empty(cls, shape: tuple[int, int, int], num_value_channels: int) -> PartialSoftmax:
+    return cls(jnp.full(shape, MASKED_LOGIT), jnp.zeros(shape), jnp.zeros((*shape, num_value_channels)))
+
+  def fold(
+    self,
+    logits: Float[Array, 'b h i j'],
+    allowed: Bool[Array, 'b 1 #i j'] | None,
+    values: Float[Array, 'b h j v'],
+    keep: Float[Array, 'b h i j'] | None = None,
+  ) -> PartialSoftmax:
+    logits = mask_logits(logits, allowed)
+    # The maximum cancels in the result: without stop_gradient its gradient would only cost memory and rounding.
+    maximum = jax.lax.stop_gradient(jnp.maximum(self.maximum, jnp.max(logits, axis=-1)))
+    weights = mask_weights(jnp.exp(logits - maximum[..., None]), allowed)
+    correction = jnp.exp(self.maximum - maximum)
+    kept = weights if keep is None else weights * keep
+    values = without_nan(values, allowed)
+    summed = jnp.einsum('bhij,bhjv->bhiv', kept.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return PartialSoftmax(
+      maximum,
+      self.denominator * correction + jnp.sum(weights, axis=-1),
+      self.numerator * correction[..., None] + summed,
+    )
+
+  def output(self) -> Float[Array, 'b h i v']:
+    """The weighted mean of the values; exactly zero for rows that may attend to nothing."""
+    return self.numerator / jnp.where(self.denominator > 0, self.denominator, 1.0)[..., None]
+
+  def log_sum_exp(self) -> Float[Array, 'b h i']:
+    return self.maximum + jnp.log(jnp.where(self.denominator > 0, self.denominator, 1.0))
+
+
+def mask_logits(logits: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
+  return logits if allowed is None else jnp.where(allowed, logits, MASKED_LOGIT)
+
+
+def mask_weights(weights: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
+  """Masks again after the exponential: in a fully masked row every masked weight would otherwise be exp(0)."""
+  return weights if allowed is None else jnp.where(allowed, weights, 0.0)
+
+
+def allowed_pairs(
+  query_time: Int[Array, 'b i'] | None, key_time: Int[Array, 'b j'] | None, key_valid: Bool[Array, 'b j'] | None
+) -> Bool[Array, 'b 1 #i j'] | None:
+  """The rule of `tokens.may_attend` with an axis for the heads."""
+  mask = may_attend(query_time, key_time, key_valid)
+  return None if mask is None else mask[:, None]
+
+
+def scaled_logits(q: Float[Array, 'b h i k'], k: Float[Array, 'b h j k']) -> Float[Array, 'b h i j']:
+  return jnp.einsum('bhik,bhjk->bhij', q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
+
+
+def without_nan(array: Float[Array, 'b h j c'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h j c']:
+  """Keeps NaN in masked keys out of the sums, where 0 x NaN would carry it; allowed NaN still comes by the logits."""
+  return array if allowed is None else jnp.where(jnp.isfinite(array), array, jnp.zeros((), array.dtype))
+
+
+def cleaned(tokens: Tokens) -> Tokens:
+  """The same tokens with zeros for the values and positions of padding."""
+  position = tokens.position
+  if position is not None and tokens.valid is not None:
+    shared = position.shape[0] != tokens.valid.shape[0]
+    position = position if shared else zero_invalid(position, tokens.valid)
+  return dataclasses.replace(tokens, values=zero_invalid(tokens.values, tokens.valid), position=position)
+
+
+def chunk_of(tokens: Tokens, index: Int[Array, ''], chunk_size: int) -> tuple[Tokens, Int[Array, ' j']]:
+  """Chunk number `index` and its token indices.
+
+  The last chunk starts early enough to be full, so nothing is padded or copied; the tokens that it shares with the
+  chunk before are marked invalid.
+  """
+  num_tokens = tokens.num_tokens
+  start = jnp.minimum(index * chunk_size, num_tokens - chunk_size)
+  chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, chunk_size, axis=1), tokens)
+  indices = start + jnp.arange(chunk_size)
+  if num_tokens % chunk_size:
+    fresh = jnp.broadcast_to(indices >= index * chunk_size, (tokens.batch_size, chunk_size))
+    chunk = dataclasses.replace(chunk, valid=fresh if chunk.valid is None else fresh & chunk.valid)
+  return cleaned(chunk), indices
+
+
+def num_chunks(stream: KeyStream, chunk_size: int) -> int:
+  return -(-stream.tokens.num_tokens // chunk_size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def streamed_attend(
+  q: Float[Array, 'b h i k'],
+  streams: tuple[KeyStream, ...],
+  query_time: Int[Array, 'b i'] | None,
+  dropout: Dropout | None,
+  chunk_size: int,
+) -> tuple[Float[Array, 'b h i v'], Float[Array, 'b h i']]:
+  """Attention over all tokens of all streams in one softmax, and the log-sum-exp of its logits (no gradient)."""
+  probe = streams[0]
+  num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, 0, 1)[0]))[1].shape[-1]
+  state, first = PartialSoftmax.empty(q.shape[:3], num_value_channels), 0
+  for stream in streams:
+    size = min(chunk_size, stream.tokens.num_tokens)
+
+    def fold(state: PartialSoftmax, index: Array, stream: KeyStream = stream, size: int = size, first: int = first):
+      chunk, indices = chunk_of(stream.tokens, index, size)
+      k, v = stream.project(stream.params, chunk)
+      allowed = allowed_pairs(query_time, chunk.time, chunk.valid)
+      keep = None if dropout is None else dropout.keep(q.shape[:3], first + indices)
+      return state.fold(scaled_logits(q, k), allowed, v, keep), None
+
+    state, _ = jax.lax.scan(fold, state, jnp.arange(num_chunks(stream, size)))
+    first += stream.tokens.num_tokens
+  return state.output(), state.log_sum_exp()
+
+
+def _forward(q, streams, query_time, dropout, chunk_size):
+  output, log_sum_exp = streamed_attend(q, streams, query_time, dropout, chunk_size)
+  return (output, log_sum_exp), (q, streams, query_time, dropout, output, log_sum_exp)
+
+
+def _backward(chunk_size, residuals, cotangents):
+  q, streams, query_time, dropout, output, log_sum_exp = residuals
+  d_output = cotangents[0].astype(jnp.float32)
+  scale = q.shape[-1] ** -0.5
+  correction = jnp.sum(d_output * output, axis=-1, keepdims=True)
+  d_q, d_streams, first = jnp.zeros(q.shape, jnp.float32), [], 0
+  for stream in streams:
+    size = min(chunk_size, stream.tokens.num_tokens)
+    # Integers and booleans (bytes, ids, times) have no gradient; only float leaves of the tokens are differentiated.
+    leaves, treedef = jax.tree.flatten(stream.tokens)
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def step(carry, index, stream=stream, size=size, first=first, treedef=treedef, is_float=is_float):
+      d_q, d_params, d_leaves = carry
+      chunk, indices = chunk_of(stream.tokens, index, size)
+      chunk_leaves, chunk_treedef = jax.tree.flatten(chunk)
+      floats = [leaf for leaf in chunk_leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+      def project(params, floats):
+        floats = iter(floats)
+        merged = [next(floats) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for leaf in chunk_leaves]
+        return stream.project(params, jax.tree.unflatten(chunk_treedef, merged))
+
+      (k, v), pull_back = jax.vjp(project, stream.params, floats)
+      allowed = allowed_pairs(query_time, chunk.time, chunk.valid)
+      weights = mask_weights(jnp.exp(mask_logits(scaled_logits(q, k), allowed) - log_sum_exp[..., None]), allowed)
+      keep = None if dropout is None else dropout.keep(q.shape[:3], first + indices)
+      kept = weights if keep is None else weights * keep
+      d_v = jnp.einsum('bhij,bhiv->bhjv', kept, d_output)
+      d_weights = jnp.einsum('bhiv,bhjv->bhij', d_output, without_nan(v, allowed).astype(jnp.float32))
+      d_weights = d_weights if keep is None else d_weights * keep
+      d_logits = weights * (d_weights - correction) * scale
+      d_q += jnp.einsum('bhij,bhjk->bhik', d_logits, without_nan(k, allowed).astype(jnp.float32))
+      d_k = jnp.einsum('bhij,bhik->bhjk', d_logits, q.astype(jnp.float32))
+      d_chunk_params, d_floats = pull_back((d_k.astype(k.dtype), d_v.astype(v.dtype)))
+      d_params = jax.tree.map(jnp.add, d_params, d_chunk_params)
+      start = jnp.minimum(index * size, stream.tokens.num_tokens - size)
+      d_leaves = [_add_at(total, part, start) for total, part in zip(d_leaves, d_floats, strict=True)]
+      return (d_q, d_params, d_leaves), None
+
+    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    carry = (d_q, zeros(stream.params), [jnp.zeros_like(x) for x, f in zip(leaves, is_float, strict=True) if f])
+    (d_q, d_params, d_leaves), _ = jax.lax.scan(step, carry, jnp.arange(num_chunks(stream, size)))
+    d_floats = iter(d_leaves)
+    d_tokens = jax.tree.unflatten(treedef, [next(d_floats) if f else None for f in is_float])
+    d_streams.append(KeyStream(project=stream.project, params=d_params, tokens=d_tokens))
+    first += stream.tokens.num_tokens
+  return d_q.astype(q.dtype), tuple(d_streams), None, None
+
+
+def _add_at(total: Array, part: Array, start: Array) -> Array:
+  """Adds a chunk's gradient in place; what two chunks share is invalid in one of them, and its gradient there is 0."""
+  present = jax.lax.dynamic_slice_in_dim(total, start, part.shape[1], axis=1)
+  return jax.lax.dynamic_update_slice_in_dim(total, present + part, start, axis=1)
+
+
+streamed_attend.defvjp(_forward, _backward)
+
+
+def streamed_logits(
+  q: Float[Array, 'b h i k'], streams: tuple[KeyStream, ...], chunk_size: int
+) -> Float[Array, 'b h i j']:
+  """Every logit of a few queries over all tokens, made a chunk at a time: for attention maps, not for training."""
+  parts = []
+  for stream in streams:
+    size = min(chunk_size, stream.tokens.num_tokens)
+
+    def one(index, stream=stream, size=size):
+      return scaled_logits(q, stream.project(stream.params, chunk_of(stream.tokens, index, size)[0])[0])
+
+    chunks = jax.lax.map(one, jnp.arange(num_chunks(stream, size)))
+    starts = [min(c * size, stream.tokens.num_tokens - size) for c in range(num_chunks(stream, size))]
+    parts += [chunk[..., c * size - start :] for c, (chunk, start) in enumerate(zip(chunks, starts, strict=True))]
+  return jnp.concatenate(parts, axis=-1)
