@@ -1,0 +1,125 @@
+"""How good a flow field is, and what it must beat: no motion, one motion for all, and two classical methods."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+from einops import reduce
+from jaxtyping import Array, Bool, Float, Num
+
+from perceiver_lib.modalities.optical_flow import warp
+
+SINTEL_BANDS = (0.0, 10.0, 40.0, np.inf)
+"""Pixels of true motion that the Sintel benchmark reports apart (s0-10, s10-40, s40+)."""
+
+
+def end_point_error(flow: Float[Array, '*shape 2'], truth: Float[Array, '*shape 2']) -> Float[Array, '*shape']:
+  """Distance in pixels between the ends of the vectors. Its mean is a loss: the gradient is finite (zero) at zero."""
+  squared = ((jnp.asarray(flow) - jnp.asarray(truth)) ** 2).sum(-1)
+  return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def angular_error(flow: Float[Array, '*shape 2'], truth: Float[Array, '*shape 2']) -> Float[Array, '*shape']:
+  """Degrees between the directions (right, down, 1 frame) in space and time (Barron et al., IJCV 1994)."""
+  flow, truth = jnp.asarray(flow), jnp.asarray(truth)
+  # atan2 of the cross product keeps the small angles that float32 arccos rounds away.
+  cross = flow[..., 0] * truth[..., 1] - flow[..., 1] * truth[..., 0]
+  sine = jnp.sqrt(((flow - truth) ** 2).sum(-1) + cross**2)
+  return jnp.degrees(jnp.arctan2(sine, (flow * truth).sum(-1) + 1))
+
+
+def flow_metrics(
+  flow: Float[Array, '*shape 2'],
+  truth: Float[Array, '*shape 2'],
+  valid: Bool[Array, '*shape'] | None = None,
+  *,
+  bands: tuple[float, ...] = SINTEL_BANDS,
+) -> dict[str, float]:
+  """Means over all valid pixels.
+
+  Args:
+    flow, truth: in pixels, any leading axes; a single vector is broadcast.
+    valid: pixels that have truth; None = all.
+    bands: edges in pixels of true motion.
+
+  Returns:
+    'epe' end-point error in pixels; 'fl_all' percentage of pixels off by more than 3 pixels and 5 % of the true motion
+    (KITTI); 'angular_error' in degrees; and 'epe_0_10' and so on for each band that holds a pixel.
+
+  Raises:
+    ValueError: if no pixel is valid, the mask has another shape, or a valid pixel's truth is not finite.
+  """
+  truth = np.asarray(truth)
+  valid = np.ones(truth.shape[:-1], bool) if valid is None else np.asarray(valid)
+  if valid.shape != truth.shape[:-1] or not valid.any():
+    raise ValueError(
+      f'Expected a mask {truth.shape[:-1]} with at least one valid pixel; got {valid.shape} with {valid.sum()}.'
+    )
+  flow, truth = np.broadcast_to(np.asarray(flow), truth.shape)[valid], truth[valid]
+  if not np.isfinite(truth).all():
+    raise ValueError('The truth of some valid pixels is not finite; mask pixels without truth with `valid`.')
+  error, motion = np.asarray(end_point_error(flow, truth)), np.linalg.norm(truth, axis=-1)
+  result = {
+    'epe': error.mean(),
+    'fl_all': 100 * ((error > 3) & (error > 0.05 * motion)).mean(),
+    'angular_error': np.asarray(angular_error(flow, truth)).mean(),
+  }
+  for low, high in itertools.pairwise(bands):
+    inside = (motion >= low) & (motion < high)
+    if inside.any():
+      result[f'epe_{low:g}_{high:g}'] = error[inside].mean()
+  return {name: float(value) for name, value in result.items()}
+
+
+def best_constant(truth: Num[np.ndarray, '*shape 2'], valid: Bool[np.ndarray, '*shape'] | None = None) -> np.ndarray:
+  """The one motion `[2]` with the least mean end-point error: the geometric median, by Weiszfeld's iteration.
+
+  On test data this baseline has seen the answers; a model that beats it knows more than the average motion.
+  """
+  vectors = np.asarray(truth, np.float64)
+  vectors = vectors.reshape(-1, 2) if valid is None else vectors[np.asarray(valid)]
+  centre = np.median(vectors, axis=0)
+  for _ in range(200):
+    weight = 1 / np.maximum(np.linalg.norm(vectors - centre, axis=-1, keepdims=True), 1e-6)
+    previous, centre = centre, (weight * vectors).sum(0) / weight.sum()
+    if np.abs(centre - previous).max() < 1e-6:
+      break
+  return centre.astype(np.float32)
+
+
+def forward_backward_error(
+  forward: Float[Array, 'h w 2'], backward: Float[Array, 'h w 2']
+) -> tuple[Float[Array, 'h w'], Bool[Array, 'h w']]:
+  """How far a pixel lands from itself after going to the second frame and back, and where that is consistent.
+
+  Where the round trip fails, the pixel is occluded or one of the flows is wrong; no truth is needed.
+
+  Returns:
+    the error in pixels, and whether error^2 < 0.01 (|forward|^2 + |backward|^2) + 0.5 (Sundaram et al., ECCV 2010).
+  """
+  returned = warp(backward, forward)
+  squared = ((forward + returned) ** 2).sum(-1)
+  lengths = (forward**2).sum(-1) + (returned**2).sum(-1)
+  return jnp.sqrt(squared), squared < 0.01 * lengths + 0.5
+
+
+def tv_l1(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
+  """Total variation with an L1 data term (Zach et al. 2007; Sanchez Perez et al., IPOL 2013), scikit-image's defaults."""
+  from skimage.registration import optical_flow_tvl1
+
+  return _classical(optical_flow_tvl1, frames)
+
+
+def lucas_kanade(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
+  """Iterative Lucas-Kanade on a pyramid (Le Besnerais and Champagnat, ICIP 2005), scikit-image's defaults."""
+  from skimage.registration import optical_flow_ilk
+
+  return _classical(optical_flow_ilk, frames)
+
+
+def _classical(method, frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
+  first, second = reduce(np.asarray(frames, np.float32) / 255, 't h w c -> t h w', 'mean')
+  down, right = method(first, second)
+  return np.stack([right, down], -1).astype(np.float32)

@@ -1,0 +1,143 @@
+"""Optical flow for Perceiver IO (2107.14795, section 4.2 and App. H): pixels in, flow out, any image size by tiles.
+
+Flow is (right, down) in pixels from the first frame to the second: `frame1(x) = frame2(x + flow(x))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import Array, Float, Int, Num
+
+PAPER_TILE = (368, 496)
+"""Height and width of the images that the published model was trained on."""
+RESCALE_FACTOR = 100.0
+"""The decoder's output is divided by it (`rescale_factor`, DeepMind's flow colab) ..."""
+FLOW_SCALE_FACTOR = 20.0
+"""... and a unit of the result is this many pixels (`FLOW_SCALE_FACTOR`, same place)."""
+_SIDE = 3
+
+
+def normalise(frames: Num[Array, '*shape']) -> Float[Array, '*shape']:
+  """0..255 (bytes or floats) to [-1, 1], as published."""
+  return jnp.asarray(frames).astype(jnp.float32) / 255 * 2 - 1
+
+
+def neighbourhoods(frames: Float[Array, 'b t h w c']) -> Float[Array, 'b t h w e']:
+  """The 3 x 3 pixels around every pixel, in the order (row, column, channel); zeros (mid-grey) beyond the border.
+
+  Raises:
+    ValueError: if the frames are smaller than a neighbourhood.
+  """
+  _, _, h, w, _ = frames.shape
+  if min(h, w) < _SIDE:
+    raise ValueError(f'Flow reads neighbourhoods of {_SIDE} x {_SIDE} pixels; got frames of {h} x {w}. Use larger frames.')
+  padded = jnp.pad(frames, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+  shifted = [padded[:, :, row : row + h, column : column + w] for row in range(_SIDE) for column in range(_SIDE)]
+  return rearrange(shifted, 'patch b t h w c -> b t h w (patch c)')
+
+
+def flow_inputs(frames: Num[Array, 'b t h w c'], *, concatenate_frames: bool = True) -> Float[Array, 'b m e']:
+  """Frames in 0..255 to one token a pixel, or one token a pixel and frame.
+
+  Args:
+    frames: two RGB frames in order of time, bytes or floats in 0..255.
+    concatenate_frames: True = both frames' neighbourhoods side by side, `[b, h * w, 54]`, the published model;
+      False = the frames one after the other, `[b, 2 * h * w, 27]`, the paper's ablation.
+  """
+  pattern = 'b t h w e -> b (h w) (t e)' if concatenate_frames else 'b t h w e -> b (t h w) e'
+  return rearrange(neighbourhoods(normalise(frames)), pattern)
+
+
+def flow_from_outputs(outputs: Float[Array, 'b o 2'], height: int, width: int) -> Float[Array, 'b h w 2']:
+  """Decoder outputs, one a pixel of the first frame, to pixels of motion: divided by 100, times 20."""
+  if outputs.shape[1:] != (height * width, 2):
+    raise ValueError(f'Expected outputs [batch, {height * width}, 2] for {height} x {width} pixels; got {outputs.shape}.')
+  return rearrange(outputs, 'b (h w) e -> b h w e', h=height) * (FLOW_SCALE_FACTOR / RESCALE_FACTOR)
+
+
+def warp(image: Float[Array, 'h w c'], flow: Float[Array, 'h w 2']) -> Float[Array, 'h w c']:
+  """`image(x + flow(x))`, bilinear, border pixels beyond the border: brings the second frame onto the first."""
+  image, flow = jnp.asarray(image), jnp.asarray(flow)
+  rows, columns = jnp.meshgrid(*(jnp.arange(n, dtype=flow.dtype) for n in image.shape[:2]), indexing='ij')
+  points = [rows + flow[..., 1], columns + flow[..., 0]]
+  sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, points, order=1, mode='nearest')
+  return jax.vmap(sample, -1, -1)(image)
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> Int[np.ndarray, 'tiles']:
+  """First pixels of the fewest tiles that cover `length` with at least `overlap`: evenly spaced, the last one flush.
+
+  A Sintel frame of 436 x 1024 has 2 x 3 tiles of 368 x 496, the paper's six.
+
+      >>> tile_starts(1024, 496, 20)
+      array([  0, 264, 528])
+  """
+  count = max(1, -(-(length - overlap) // (tile - overlap)))
+  return np.linspace(0, max(length - tile, 0), count).astype(np.int64)
+
+
+def border_distance(height: int, width: int) -> Float[np.ndarray, 'h w']:
+  """Weight of each pixel of a tile: its distance to the nearest border, 1 on the border itself."""
+  rows, columns = (np.minimum(np.arange(n) + 1, n - np.arange(n)) for n in (height, width))
+  return np.minimum(rows[:, None], columns).astype(np.float32)
+
+
+def tiled_flow(
+  predict: Callable[[np.ndarray], Array],
+  frames: Num[np.ndarray, '2 h w c'],
+  *,
+  tile: tuple[int, int] = PAPER_TILE,
+  overlap: int = 20,
+  batch_size: int = 1,
+) -> Float[np.ndarray, 'h w 2']:
+  """Flow of a pair of any size, from a model of one size: overlapping tiles, averaged by distance to the tile's border.
+
+  A frame smaller than the tile is continued by its border pixels; that part of the answer is cut off again.
+
+  Args:
+    predict: frames `[batch_size, 2, tile height, tile width, c]` in 0..255 to flow `[batch_size, ..., 2]` in pixels.
+      It always gets full batches, so it compiles once.
+    frames: in 0..255.
+    tile: height and width.
+    overlap: least number of pixels that neighbouring tiles share.
+    batch_size: tiles a call.
+
+  Raises:
+    ValueError: for frames of the wrong shape or below 3 x 3 pixels, an overlap as large as a tile, or a prediction of
+      the wrong shape.
+  """
+  frames = np.asarray(frames)
+  if frames.ndim != 4 or frames.shape[0] != 2 or min(frames.shape[1:3]) < _SIDE:
+    raise ValueError(f'Expected two frames [2, height, width, channels] of at least 3 x 3 pixels; got {frames.shape}.')
+  if not 0 <= overlap < min(tile):
+    raise ValueError(f'The overlap must be at least 0 and smaller than the tile {tile}; got {overlap}.')
+  if batch_size < 1:
+    raise ValueError(f'Expected a batch of at least 1 tile; got {batch_size}.')
+  height, width = frames.shape[1:3]
+  short = [max(0, side - size) for side, size in zip(tile, (height, width), strict=True)]
+  frames = np.pad(frames, ((0, 0), (0, short[0]), (0, short[1]), (0, 0)), mode='edge')
+  corners = [
+    (y, x)
+    for y in tile_starts(frames.shape[1], tile[0], overlap)
+    for x in tile_starts(frames.shape[2], tile[1], overlap)
+  ]
+  weight = border_distance(*tile)[..., None]
+  total = np.zeros((*frames.shape[1:3], 2), np.float32)
+  weights = np.zeros((*frames.shape[1:3], 1), np.float32)
+  for start in range(0, len(corners), batch_size):
+    batch = corners[start : start + batch_size]
+    tiles = np.stack([frames[:, y : y + tile[0], x : x + tile[1]] for y, x in batch])
+    missing = batch_size - len(batch)
+    tiles = np.concatenate([tiles, repeat(tiles[-1], '... -> n ...', n=missing)]) if missing else tiles
+    flows = np.asarray(predict(tiles))
+    if flows.shape != (batch_size, *tile, 2):
+      raise ValueError(f'Expected a prediction {(batch_size, *tile, 2)} for tiles {tiles.shape}; got {flows.shape}.')
+    for (y, x), flow in zip(batch, flows[: len(batch)], strict=True):
+      total[y : y + tile[0], x : x + tile[1]] += weight * flow
+      weights[y : y + tile[0], x : x + tile[1]] += weight
+  return (total / weights)[:height, :width]
