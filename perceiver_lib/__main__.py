@@ -1,0 +1,164 @@
+"""The command line: `python -m perceiver_lib COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from perceiver_lib.experiments import errors
+from perceiver_lib.experiments.errors import RequestError, explain_os_error
+from perceiver_lib.experiments.files import project_root
+from perceiver_lib.experiments.profiles import PROFILES
+
+_EXIT_CODES = f"""exit codes:
+  {errors.EXIT_OK}    every notebook is complete: all cells, metrics in their bands, figures
+  {errors.EXIT_NOTEBOOK_FAILED}    a notebook failed (or several, in different ways)
+  {errors.EXIT_BAD_REQUEST}    the request can't be carried out; nothing was started
+  {errors.EXIT_CANNOT_WRITE}    the run's folder can't be written
+  {errors.EXIT_TIME_LIMIT}    a notebook reached its time limit
+  {errors.EXIT_KERNEL_DIED}    a kernel died
+  {errors.EXIT_INTERRUPTED}  interrupted; continue with --resume
+"""
+
+
+def list_notebooks(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments.notebooks import discover
+
+  for notebook in discover(arguments.notebooks):
+    print(f'{notebook.name}\n  {notebook.title}')
+    for parameter in notebook.parameters.values():
+      declaration = f'{parameter.name}: {parameter.type.__name__} = {parameter.default!r}'
+      print(f'    {declaration:<40} {parameter.help}'.rstrip())
+  return errors.EXIT_OK
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments import report, runner
+
+  folder, results = runner.reproduce(
+    arguments.notebooks,
+    profile=arguments.profile,
+    only=[entry.strip() for entry in ','.join(arguments.only).split(',') if entry.strip()],
+    overrides=dict(_assignment(text) for text in arguments.set) or None,
+    run_dir=arguments.run_dir,
+    resume=arguments.resume,
+    time_limit=arguments.time_limit,
+  )
+  print(report.learned(_short(folder)))
+  return runner.exit_code(results)
+
+
+def write_report(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments import report
+
+  folder = _run_folder(arguments)
+  report.write_report(folder)
+  print(report.learned(_short(folder)))
+  return errors.EXIT_OK
+
+
+def publish_figures(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments import results
+
+  folder = _run_folder(arguments)
+  written = results.publish(folder, arguments.notebooks.parent)
+  print(f'{len(written)} files in figures/, results.json and the README table are those of {_short(folder)}.')
+  return errors.EXIT_OK
+
+
+def open_lab(arguments: argparse.Namespace) -> NoReturn:
+  from perceiver_lib.experiments.environment import kernel_environment
+
+  root = str(arguments.notebooks.parent)
+  command = [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={root}', *arguments.jupyter]
+  os.execve(sys.executable, command, kernel_environment())
+
+
+def parser() -> argparse.ArgumentParser:
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument(
+    '--notebooks',
+    type=Path,
+    metavar='DIR',
+    default=project_root() / 'notebooks',
+    help='folder of the sequence (default: notebooks/ of this project)',
+  )
+  shape = argparse.RawDescriptionHelpFormatter
+  top = argparse.ArgumentParser(prog='python -m perceiver_lib', description='The Perceiver family in JAX.')
+  commands = top.add_subparsers(title='commands', required=True, metavar='COMMAND')
+
+  def command(name: str, function: Any, purpose: str, epilog: str = '') -> argparse.ArgumentParser:
+    one = commands.add_parser(
+      name, parents=[common], help=purpose, description=purpose, epilog=epilog, formatter_class=shape
+    )
+    one.set_defaults(function=function)
+    return one
+
+  command('list', list_notebooks, 'list the notebooks and the parameters that --set can change')
+
+  profiles = 'profiles:\n' + ''.join(f'  {name:<6} {meaning}\n' for name, meaning in PROFILES.items())
+  run = command('reproduce', reproduce, 'run the notebooks and write a report page', f'{profiles}\n{_EXIT_CODES}')
+  run.add_argument('--profile', metavar='NAME', help='smoke, demo (default), full or paper')
+  run.add_argument('--only', metavar='NN', action='append', default=[], help='numbers or names, separated by commas')
+  run.add_argument('--set', metavar='NAME=VALUE', action='append', default=[], help='change a parameter; repeatable')
+  run.add_argument('--run-dir', type=Path, metavar='DIR', help='folder for this run, new or empty (default: runs/<id>)')
+  run.add_argument('--resume', type=Path, metavar='DIR', help='complete an earlier run; what is complete there stays')
+  run.add_argument('--time-limit', type=float, metavar='SECONDS', help='wall clock a notebook (default: by profile)')
+
+  for name, function, purpose in (
+    ('report', write_report, 'write the report page of a run again and show what it learned'),
+    ('figures', publish_figures, 'make a complete run the accepted one: figures/, results.json, table in README.md'),
+  ):
+    one = command(name, function, purpose)
+    one.add_argument('--run', type=Path, metavar='DIR', help='folder of the run (default: the newest in runs/)')
+
+  lab = command('lab', open_lab, 'open JupyterLab with the kernel and the settings of this environment')
+  lab.add_argument('jupyter', nargs='*', metavar='ARGUMENT', help='passed on to JupyterLab, after --')
+  return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  arguments = parser().parse_args(argv)
+  arguments.notebooks = arguments.notebooks.resolve()
+  signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+  try:
+    return arguments.function(arguments)
+  except RequestError as error:
+    return _say(str(error), errors.EXIT_BAD_REQUEST)
+  except OSError as error:
+    return _say(explain_os_error(error), errors.EXIT_CANNOT_WRITE)
+  except ImportError as error:
+    return _say(f'{error}: install the notebook side with: pip install -r requirements.txt', errors.EXIT_BAD_REQUEST)
+  except KeyboardInterrupt:
+    return _say('Interrupted; continue with: python -m perceiver_lib reproduce --resume DIR', errors.EXIT_INTERRUPTED)
+
+
+def _say(sentence: str, code: int) -> int:
+  print(sentence, file=sys.stderr)
+  return code
+
+
+def _assignment(text: str) -> tuple[str, str]:
+  name, equals, value = text.partition('=')
+  if not equals or not name.strip():
+    raise RequestError(f'--set takes NAME=VALUE; got {text!r}.')
+  return name.strip(), value.strip()
+
+
+def _run_folder(arguments: argparse.Namespace) -> Path:
+  from perceiver_lib.experiments.report import latest_run
+
+  return arguments.run or latest_run(arguments.notebooks.parent / 'runs')
+
+
+def _short(folder: Path) -> Path:
+  return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+if __name__ == '__main__':
+  sys.exit(main())

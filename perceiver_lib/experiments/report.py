@@ -1,0 +1,178 @@
+"""The report of a run: one `index.html` that needs nothing but itself, to be mailed, archived or shown in a talk."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perceiver_lib.experiments.errors import RequestError
+from perceiver_lib.experiments.files import read_json, read_records, write_text
+from perceiver_lib.experiments.profiles import PROFILES
+from perceiver_lib.experiments.text import describe_number, describe_paper, describe_seconds
+
+THUMBNAIL_WIDTH = 880
+_TEMPLATE = 'report.html.j2'
+
+
+def write_report(folder: Path) -> Path:
+  """Writes `index.html` into the folder of a run from what lies there; also while the run goes on, or after it broke.
+
+  Raises:
+    RequestError: if the folder is not one of a run.
+  """
+  import jinja2
+
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  target = folder / 'index.html'
+  write_text(target, environment.get_template(_TEMPLATE).render(**collect(folder)))
+  return target
+
+
+def collect(folder: Path) -> dict[str, Any]:
+  """What the page shows, as plain values: the run, and each notebook with its metrics and figures.
+
+  Raises:
+    RequestError: if the folder is not one of a run.
+  """
+  run = read_json(folder / 'run.json')
+  if run is None:
+    raise RequestError(f'{folder} is not the folder of a run: it holds no run.json.')
+  notebooks = [_notebook(folder / name, name, title) for name, title in run['notebooks'].items()]
+  complete = sum(notebook['status'] == 'complete' for notebook in notebooks)
+  open_ones = sum(notebook['status'] == 'not run' for notebook in notebooks)
+  devices = sorted({notebook['device'] for notebook in notebooks if notebook['device']})
+  return {
+    'run': run,
+    'profile_meaning': PROFILES[run['profile']],
+    'notebooks': notebooks,
+    'complete': complete,
+    'status': 'complete' if complete == len(notebooks) else ('unfinished' if open_ones else 'failed'),
+    'time': describe_seconds(sum(notebook['seconds'] for notebook in notebooks)),
+    'device': '; '.join(devices),
+    'versions': next((notebook['versions'] for notebook in notebooks if notebook['versions']), ''),
+  }
+
+
+def learned(folder: Path) -> str:
+  """One screen for the terminal: status, time and the metrics of each notebook, then where the report is."""
+  page = collect(folder)
+  head = f'{page["run"]["profile"]} profile: {page["complete"]} of {len(page["notebooks"])} notebooks complete'
+  lines = ['', f'{head}, {page["time"]}']
+  width = max(len(metric['label']) for n in page['notebooks'] for metric in [*n['metrics'], {'label': ''}])
+  for notebook in page['notebooks']:
+    mark = {'complete': 'ok  ', 'not run': '-   '}.get(notebook['status'], 'FAIL')
+    lines.append(f'{mark} {notebook["name"]}  {notebook["time"]}')
+    if notebook['message']:
+      lines.append(f'       {notebook["status"]}: {notebook["message"]}')
+    for metric in notebook['metrics']:
+      beside = [f'{metric["baseline"]} {metric["baseline_value"]}'] if metric['baseline'] else []
+      beside += [f'paper {metric["paper"]}'] if metric['paper'] else []
+      outside = '' if metric['in_band'] is not False else f'  OUTSIDE its band {metric["band"]}'
+      lines.append(f'       {metric["label"]:<{width}}  {metric["value"]:>14}  {"; ".join(beside)}{outside}'.rstrip())
+  return '\n'.join([*lines, '', f'Report: {folder / "index.html"}'])
+
+
+def latest_run(runs: Path) -> Path:
+  """The newest run in a folder of runs.
+
+  Raises:
+    RequestError: if there is none.
+  """
+  found = [path.parent for path in runs.glob('*/run.json')]
+  if not found:
+    raise RequestError(f'No run in {runs}; make one with: python -m perceiver_lib reproduce')
+  return max(found, key=lambda folder: read_json(folder / 'run.json')['created'])
+
+
+def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
+  result = read_json(place / 'result.json') or {'status': 'not run', 'seconds': 0.0, 'message': ''}
+  manifest = read_json(place / 'manifest.json') or {}
+  environment = manifest.get('environment', {})
+  # A kernel that died wrote no manifest, but every metric it had logged is on the disk.
+  records = manifest.get('metrics') or {record['metric']: record for record in read_records(place / 'metrics.jsonl')}
+  return {
+    'name': name,
+    'title': title,
+    'status': result['status'],
+    'message': result['message'],
+    'seconds': result['seconds'],
+    'time': describe_seconds(result['seconds']) if result['seconds'] else '',
+    'metrics': [_metric({'band': None, 'in_band': None, **record}) for record in records.values()],
+    'figures': [_figure(place, figure) for figure in manifest.get('figures', [])],
+    'pages': [
+      (label, f'{name}/{file}')
+      for label, file in (('Read', 'reader.html'), ('With code', 'full.html'), ('Log', 'log.txt'))
+      if (place / file).is_file()
+    ],
+    'data': manifest.get('data', []),
+    'seed': manifest.get('seed'),
+    'device': environment.get('device', ''),
+    'versions': ', '.join(
+      f'{key} {environment[key]}' for key in ('python', 'jax', 'flax', 'optax') if key in environment
+    ),
+  }
+
+
+def _metric(record: Mapping[str, Any]) -> dict[str, Any]:
+  unit, baseline = record['unit'], record['baseline_value']
+  return {
+    'label': record['metric'].replace('_', ' '),
+    'value': describe_number(record['value'], unit),
+    'baseline': record['baseline'],
+    'baseline_value': '' if baseline is None else describe_number(baseline, unit),
+    'paper': describe_paper(record),
+    'band': describe_band(record['band']),
+    'reason': (record['band'] or {}).get('reason', ''),
+    'in_band': record['in_band'],
+    'gauge': _gauge(record),
+  }
+
+
+def describe_band(band: Mapping[str, Any] | None) -> str:
+  if band is None:
+    return ''
+  if band['min'] is None:
+    return f'≤ {describe_number(band["max"])}'
+  return f'≥ {describe_number(band["min"])}' if band['max'] is None else f'{band["min"]:g} – {band["max"]:g}'
+
+
+def _gauge(record: Mapping[str, Any]) -> dict[str, float] | None:
+  """Where band, baseline and value lie on one scale from 0 to 100; None where there is no band to show."""
+  band, value, baseline = record['band'], record['value'], record['baseline_value']
+  if band is None or isinstance(value, str):
+    return None
+  marks = [mark for mark in (value, baseline, band['min'], band['max']) if isinstance(mark, int | float)]
+  margin = 0.12 * (max(marks) - min(marks)) or 1.0
+  low, high = min(marks) - margin, max(marks) + margin
+
+  def place(mark: float | None, otherwise: float) -> float:
+    return otherwise if mark is None else round(100 * (mark - low) / (high - low), 2)
+
+  start, end = place(band['min'], 0.0), place(band['max'], 100.0)
+  gauge = {'start': start, 'width': round(end - start, 2), 'value': place(value, 0.0)}
+  return gauge if not isinstance(baseline, int | float) else {**gauge, 'baseline': place(baseline, 0.0)}
+
+
+def _figure(place: Path, figure: Mapping[str, Any]) -> dict[str, str]:
+  from PIL import Image
+
+  path = place / 'figures' / figure['files'][0]
+  link = f'{place.name}/figures/{path.name}'
+  if not path.is_file():
+    return {'alt': figure['alt'], 'link': link, 'source': ''}
+  thumbnail = io.BytesIO()
+  with Image.open(path) as image:
+    picture = image.convert('RGB')
+    picture.thumbnail((THUMBNAIL_WIDTH, 4 * THUMBNAIL_WIDTH))
+    picture.quantize(128).save(thumbnail, format='PNG', optimize=True)
+  source = 'data:image/png;base64,' + base64.b64encode(thumbnail.getvalue()).decode()
+  return {'alt': figure['alt'], 'link': link, 'source': source}
