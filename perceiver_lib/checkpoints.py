@@ -1,0 +1,253 @@
+"""Checkpoints that are whole or absent: written aside and renamed, verified byte by byte, never silently reused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+MANIFEST = 'manifest.json'
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint or weight file cannot be written or does not fit; the message says what to do."""
+
+
+def fingerprint(**config: Any) -> str:
+  """A hash of all that makes a run what it is: pass model config, data checksum, batch size, optimizer settings.
+
+  Raises:
+    TypeError: for values whose content cannot be told, such as functions: their text changes with every process.
+  """
+
+  def plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+      fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+      return {'class': type(value).__qualname__, **fields}
+    if isinstance(value, np.generic | np.ndarray):
+      return value.tolist()
+    raise TypeError(
+      f'fingerprint needs numbers, strings, lists, dicts and dataclasses; got {type(value).__name__} {value!r}. '
+      'Pass the settings it was made from.'
+    )
+
+  return hashlib.sha256(json.dumps(config, sort_keys=True, default=plain).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+  """What `CheckpointStore.restore` found: `state` after `step` updates, and the JSON record saved beside it."""
+
+  step: int
+  state: Any
+  record: dict[str, Any]
+
+
+class CheckpointStore:
+  """Checkpoints of one run: `directory/<fingerprint>/step_00000100/`, holding orbax arrays and a manifest.
+
+  Every fingerprint has a folder of its own, so a run with other settings neither reads nor overwrites these. The
+  newest `keep` checkpoints stay; what this run did not write (other settings, broken ones) is never deleted.
+  """
+
+  def __init__(self, directory: str | os.PathLike, fingerprint: str, *, keep: int = 2):
+    self.root = Path(directory).expanduser().absolute()
+    self.folder = self.root / fingerprint[:16]
+    self.fingerprint = fingerprint
+    self.keep = keep
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise CheckpointError(
+        f'Checkpoints cannot be written to {self.root}: {error.strerror}. Name another folder.'
+      ) from None
+
+  def paths(self) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path.parent for path in self.folder.glob(f'step_*/{MANIFEST}'))
+
+  def others(self) -> list[str]:
+    """Names of the folders that hold checkpoints of other settings."""
+    return sorted({path.parts[-3] for path in self.root.glob(f'*/step_*/{MANIFEST}')} - {self.folder.name})
+
+  def set_aside(self) -> str | None:
+    """Renames this run's folder so that training starts anew and loses nothing. Returns what was done, if anything."""
+    if not self.paths():
+      return None
+    kept = _rename(self.folder, f'{self.folder.name}_before')
+    self.folder.mkdir()
+    return f'Starting from scratch as asked; the earlier checkpoints of these settings are kept in {kept}.'
+
+  def save(self, step: int, state: Any, record: dict[str, Any]) -> Path:
+    """Writes a checkpoint under a hidden name and renames it once it is complete and on disk.
+
+    Raises:
+      CheckpointError: if it cannot be written; earlier checkpoints are untouched.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = self.folder / f'step_{step:08d}'
+    writing = self.folder / f'.writing_{path.name}'
+    leader = jax.process_index() == 0
+    try:
+      if leader:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+      _barrier('checkpoint folder')
+      ocp.save(writing / 'state', state)
+      if leader:
+        manifest = {'step': step, 'fingerprint': self.fingerprint, 'files': _checksums(writing), 'record': record}
+        with open(writing / MANIFEST, 'w') as file:
+          json.dump(manifest, file)
+          file.flush()
+          os.fsync(file.fileno())
+        if path.exists():
+          _rename(path, f'unusable_{path.name}')
+        os.rename(writing, path)
+        for old in self.paths()[: -self.keep]:
+          shutil.rmtree(old)
+      _barrier('checkpoint')
+    except (OSError, ValueError, RuntimeError) as error:
+      shutil.rmtree(writing, ignore_errors=True)
+      free = shutil.disk_usage(self.root).free
+      last = self.paths()
+      raise CheckpointError(
+        f'The checkpoint of step {step} could not be written to {self.folder} ({free / 1e6:,.0f} MB free): '
+        f'{_first_line(error)} The last good one is {last[-1].name if last else "none"}; make room or name another '
+        'folder, then run again to resume.'
+      ) from error
+    return path
+
+  def restore(self, abstract_state: Any) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole and fits, and a sentence on each that was passed over.
+
+    Args:
+      abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, which may differ from those it was saved with.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    notes = []
+    for path in reversed(self.paths()):
+      try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest['fingerprint'] != self.fingerprint:
+          raise ValueError('it was written with other settings.')
+        damaged = [name for name, digest in _checksums(path).items() if manifest['files'].pop(name, None) != digest]
+        if damaged or manifest['files']:
+          raise ValueError(f'files are damaged or missing: {", ".join([*damaged, *manifest["files"]][:3])}.')
+        state = ocp.load(path / 'state', abstract_state)
+        return Checkpoint(step=manifest['step'], state=state, record=manifest['record']), notes
+      except Exception as error:  # a damaged file can surface as any error of json, orbax or tensorstore
+        kept = _rename(path, f'unusable_{path.name}')
+        notes.append(
+          f'Checkpoint {path.name} cannot be used: {_first_line(error)} It is kept as {kept.name}; training goes on '
+          'from the one before, or from scratch.'
+        )
+    if not notes and (others := self.others()):
+      notes.append(
+        f'No checkpoint of these settings in {self.root}, so training starts from scratch; those of '
+        f'{len(others)} other setting(s) are kept: {", ".join(others[:3])}.'
+      )
+    return None, notes
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+  """SHA-256 of every file but the manifest. Orbax itself does not notice every flipped byte."""
+  digests = {}
+  for path in sorted(folder.rglob('*')):
+    if path.is_file() and path.name != MANIFEST:
+      with open(path, 'rb') as file:
+        digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return digests
+
+
+def _rename(path: Path, name: str) -> Path:
+  """Renames within the folder, to the first of name, name_2, name_3 ... that is free."""
+  target, count = path.with_name(name), 1
+  while target.exists():
+    count += 1
+    target = path.with_name(f'{name}_{count}')
+  return path.rename(target)
+
+
+def _barrier(name: str) -> None:
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
+
+
+def _first_line(error: Exception) -> str:
+  line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+  return line if line.endswith('.') else f'{line}.'
+
+
+def _flat_arrays(model: nnx.Module) -> tuple[Any, nnx.State, dict[str, Any]]:
+  graphdef, random, state = nnx.split(model, nnx.RngState, ...)
+  return graphdef, random, {'/'.join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def save_model(path: str | os.PathLike, model: nnx.Module) -> Path:
+  """Writes all weights (and running statistics) to one `.npz`, one array a parameter path such as 'encoder/latents'.
+
+  bfloat16, which the format lacks, is stored as float32; `load_model` gets the same bits back.
+
+  Raises:
+    CheckpointError: if the file cannot be written; an earlier file of that name stays whole.
+  """
+  path = Path(path).expanduser()
+  arrays = {name: np.asarray(leaf[...]) for name, leaf in _flat_arrays(model)[2].items()}
+  arrays = {name: a.astype(np.float32) if a.dtype == jnp.bfloat16 else a for name, a in arrays.items()}
+  writing = path.with_name(f'.writing_{path.name}')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(writing, 'wb') as file:
+      np.savez(file, **arrays)
+    os.replace(writing, path)
+  except OSError as error:
+    writing.unlink(missing_ok=True)
+    raise CheckpointError(f'Weights could not be written to {path}: {error.strerror}. Name another place.') from error
+  return path
+
+
+def load_model(path: str | os.PathLike, model: nnx.Module) -> nnx.Module:
+  """A copy of `model` with the weights of `save_model`; `model` itself stays as it is.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    CheckpointError: if the file is damaged, or its names or shapes are not those of the model.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = dict(file)
+  except FileNotFoundError:
+    raise FileNotFoundError(f'There is no weight file {path}; write one with save_model.') from None
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise CheckpointError(
+      f'The weight file {path} is damaged or no .npz: {_first_line(error)} Fetch it again.'
+    ) from None
+  graphdef, random, leaves = _flat_arrays(model)
+  if missing := sorted(leaves.keys() - arrays.keys()):
+    raise CheckpointError(
+      f'{path} lacks {len(missing)} of the {len(leaves)} arrays, first {missing[0]!r}: another model?'
+    )
+  if extra := sorted(arrays.keys() - leaves.keys()):
+    raise CheckpointError(f'{path} has {len(extra)} arrays that the model lacks, first {extra[0]!r}: another model?')
+  loaded = []
+  for name, leaf in leaves.items():
+    if arrays[name].shape != leaf.shape:
+      raise CheckpointError(f'{path} has {name!r} of shape {arrays[name].shape}; the model has {leaf.shape}.')
+    loaded.append(leaf.replace(jnp.asarray(arrays[name], dtype=leaf.dtype)))
+  paths = [tuple(path) for path, _ in nnx.to_flat_state(nnx.split(model, nnx.RngState, ...)[2])]
+  state = nnx.from_flat_state(zip(paths, loaded, strict=True))
+  return nnx.merge(graphdef, random, state, copy=True)

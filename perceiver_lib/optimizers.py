@@ -1,0 +1,60 @@
+"""Two recipes over optax: AdamW for small trainings, LAMB as the papers trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+
+def decay_mask(params: Any) -> Any:
+  """True where weight decay applies: everything but biases and norm scales.
+
+  Position tables and latents decay, as in google-deepmind/deepmind-research `perceiver/train/experiment.py`.
+  """
+
+  def decays(path: tuple, _: Any) -> bool:
+    names = {str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path}
+    return names.isdisjoint({'bias', 'scale'})
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def adamw_warmup_cosine(
+  peak: float, num_steps: int, *, warmup_steps: int, weight_decay: float = 0.01, clip: float = 1.0
+) -> optax.GradientTransformation:
+  """AdamW (Loshchilov & Hutter 2019) with global-norm clipping; linear warm-up to `peak`, then a cosine to zero.
+
+  Raises:
+    ValueError: if the warm-up leaves no step for the cosine.
+  """
+  if not 0 <= warmup_steps < num_steps:
+    raise ValueError(f'warmup_steps must be in [0, num_steps); got {warmup_steps} of {num_steps} steps.')
+  # One past the end: the last update still has a learning rate above zero, and so has the first.
+  cosine = optax.cosine_decay_schedule(peak, num_steps - warmup_steps)
+  warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
+  schedule = optax.join_schedules([warmup, cosine], [warmup_steps]) if warmup_steps else cosine
+  return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask))
+
+
+def lamb_constant_cosine(
+  peak: float, num_steps: int, *, constant_fraction: float = 0.5, weight_decay: float = 0.1, clip: float = 10.0
+) -> optax.GradientTransformation:
+  """LAMB (You et al. 2020) as Perceiver IO was trained on ImageNet: constant, then a cosine to zero, no warm-up.
+
+  Perceiver IO appendix A and google-deepmind/deepmind-research `perceiver/train/experiment.py`, where
+  peak = 5e-4 x batch size / 256. Adam's epsilon is 1e-6 there.
+  """
+  constant_steps = round(constant_fraction * num_steps)
+  schedule = optax.join_schedules(
+    [optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, max(1, num_steps - constant_steps))],
+    [constant_steps],
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(clip),
+    optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6),
+    optax.add_decayed_weights(weight_decay, decay_mask),
+    optax.scale_by_trust_ratio(),
+    optax.scale_by_learning_rate(schedule),
+  )

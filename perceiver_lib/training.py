@@ -1,0 +1,427 @@
+"""Training: one jitted step that owns its state, and a loop around it that the host hardly notices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from perceiver_lib import checkpoints
+from perceiver_lib.progress import Mode, Progress
+
+Batch = Mapping[str, np.ndarray]
+LossFn = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
+
+MIN_SHARDED_SIZE = 2**14
+"""Arrays with fewer elements are cheaper to hold everywhere than to gather."""
+
+
+class NonFiniteLossError(FloatingPointError):
+  """Training met a NaN or infinite loss or gradient; that update was not applied.
+
+  Attributes:
+    step: the first bad step, counted from 1: the update made from batch number step - 1.
+  """
+
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitResult:
+  """What came out of `fit`.
+
+  Attributes:
+    model: a new module with the trained weights (their moving average if asked for).
+    history: records in order of step: 'step', 'seconds' of training so far, 'train_<name>' = mean over the steps since
+      the record before, 'train_loss', 'train_gradient_norm', and what `evaluate` returned. It survives a resume.
+    notes: sentences on what was not as usual, such as a checkpoint that could not be used.
+    num_steps: updates in all.
+    resumed_from: the step of the checkpoint that training went on from, 0 = from scratch.
+    compile_seconds: tracing and compiling the step, in this process.
+    train_seconds: steps only, without compiling, evaluating and checkpoints; over all resumed parts.
+    evaluate_seconds: in `evaluate`, over all resumed parts.
+    examples_per_second: trained in this process; 0 if nothing was left to do.
+  """
+
+  model: nnx.Module
+  history: list[dict[str, float]]
+  notes: tuple[str, ...]
+  num_steps: int
+  resumed_from: int
+  compile_seconds: float
+  train_seconds: float
+  evaluate_seconds: float
+  examples_per_second: float
+
+  def curve(self, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric.
+
+    Raises:
+      KeyError: with the names there are.
+    """
+    records = [record for record in self.history if name in record]
+    if not records:
+      names = sorted({key for record in self.history for key in record} - {'step'})
+      raise KeyError(f'no metric {name!r} was recorded; there are {", ".join(names)}')
+    return [record['step'] for record in records], [record[name] for record in records]
+
+
+def fit(
+  model: nnx.Module,
+  loss_fn: LossFn,
+  batches: Callable[[int], Iterator[Batch]],
+  *,
+  optimizer: optax.GradientTransformation,
+  num_steps: int,
+  seed: int,
+  evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None,
+  evaluate_every: int = 0,
+  log_every: int | None = None,
+  checkpoint_dir: str | os.PathLike | None = None,
+  checkpoint_every: int | None = None,
+  fingerprint: str | None = None,
+  resume: bool = True,
+  ema_decay: float | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  progress: Mode = 'auto',
+) -> FitResult:
+  """Trains a copy of `model`; `model` itself keeps its weights and stays usable.
+
+  Same model, batches and seed on the same machine: the same metrics to the last digit, also when the process was
+  killed and run again with the same `checkpoint_dir`.
+
+  Args:
+    model: its parameters (`nnx.Param`) are trained; its other variables (running statistics) are carried along.
+    loss_fn: (model, batch, rngs) -> (scalar loss, dict of scalars). `rngs` is an `nnx.Rngs` with the stream 'dropout';
+      evaluation passes none, which is what switches dropout off.
+    batches: start_step -> iterator of the batches from that step on, every one of the same shapes and freshly
+      allocated (transfers may read them later). With several processes, each yields its own share.
+    optimizer: any optax transformation; for gradient accumulation wrap it in `optax.MultiSteps`.
+    num_steps: updates in all, those before a resume included.
+    seed: of the dropout key, which is folded with the step.
+    evaluate: model -> dict of floats, called every `evaluate_every` steps (0 = only then) and after the last step. It
+      must not keep the model: its buffers are reused by the next step.
+    log_every: steps a history record; by default about 100 records.
+    checkpoint_dir: folder for checkpoints; needs `fingerprint`.
+    checkpoint_every: steps between checkpoints, by default a tenth of the training; the last step has one anyway.
+    fingerprint: of all settings outside this call (`checkpoints.fingerprint`): model config, data, batch size,
+      optimizer. Checkpoints with another one are never used.
+    resume: False = start from scratch and keep earlier checkpoints of the same settings under another name.
+    ema_decay: keep a moving average of the parameters with this decay (less in the first steps), evaluate it and
+      return it.
+    mesh: batches are split over all its axes; arrays of at least 2^14 elements are also split over an axis named
+      'model', if there is one. Axes must be of type Auto.
+    progress: see `perceiver_lib.progress`.
+
+  Raises:
+    NonFiniteLossError: NaN or infinity in a loss or gradient, found at the next record at the latest.
+    checkpoints.CheckpointError: if a checkpoint cannot be written.
+    ValueError: for batches, losses or settings that do not fit.
+  """
+  if num_steps < 1:
+    raise ValueError(f'num_steps must be at least 1; got {num_steps}.')
+  if checkpoint_dir is not None and not fingerprint:
+    raise ValueError(
+      'checkpoint_dir needs fingerprint=checkpoints.fingerprint(...) of all settings, so that a run never resumes from '
+      'the checkpoint of another.'
+    )
+  if checkpoint_dir is None and (checkpoint_every is not None or fingerprint is not None):
+    raise ValueError('checkpoint_every and fingerprint do nothing without checkpoint_dir; give it or drop them.')
+  if evaluate_every and evaluate is None:
+    raise ValueError('evaluate_every does nothing without evaluate; give it or drop it.')
+  log_every = log_every or max(1, num_steps // 100)
+  checkpoint_every = checkpoint_every or max(1, num_steps // 10)
+
+  example = _next_batch(batches(0), 1)
+  num_examples = len(next(iter(example.values())))
+  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+  loss_of = _functional_loss(graphdef, loss_fn)
+  state = _initial_state(params, rest, optimizer, seed, loss_of, example, ema=ema_decay is not None)
+  place = (lambda batch: batch) if mesh is None else _batch_placer(mesh, num_examples)
+  if mesh is not None:
+    state = jax.device_put(state, jax.tree.map(lambda leaf: _state_sharding(mesh, leaf.shape), state))
+
+  notes, history, start, spent = [], [], 0, {'train': 0.0, 'evaluate': 0.0}
+  store = None
+  if checkpoint_dir is not None:
+    shapes = [f'{jax.tree_util.keystr(p)} {x.shape} {x.dtype}' for p, x in jax.tree_util.tree_leaves_with_path(state)]
+    identity = checkpoints.fingerprint(
+      given=fingerprint, seed=seed, num_steps=num_steps, log_every=log_every, ema_decay=ema_decay, state=shapes
+    )
+    store = checkpoints.CheckpointStore(checkpoint_dir, identity)
+    found = None
+    if resume:
+      abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+      found, notes = store.restore(abstract)
+    elif note := store.set_aside():
+      notes.append(note)
+    if found is not None:
+      state, start = found.state, found.step
+      history, spent = found.record['history'], found.record['spent']
+
+  bar = Progress(num_steps, start=start, mode=progress)
+  for note in notes:
+    bar.say(note)
+  if start:
+    bar.say(f'Resuming from the checkpoint of step {start}.')
+
+  # Between steps the state is a flat list: taking nnx.State apart in Python costs more than dispatching a small step.
+  leaves, structure = jax.tree.flatten(state)
+  del state
+
+  def current_model(state: Mapping[str, Any]) -> nnx.Module:
+    return nnx.merge(graphdef, state['params'] if ema_decay is None else state['ema'], state['rest'])
+
+  compile_seconds = 0.0
+  if start < num_steps:
+    begin = time.perf_counter()
+    train_step = _train_step(loss_of, optimizer, ema_decay, log_every)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def flat_step(leaves: list[jax.Array], batch: Batch) -> list[jax.Array]:
+      new, new_structure = jax.tree.flatten(train_step(jax.tree.unflatten(structure, leaves), batch))
+      if new_structure != structure:
+        raise ValueError(
+          'loss_fn must not add variables to the model or take any away; capture intermediates elsewhere.'
+        )
+      return new
+
+    step_fn = flat_step.lower(leaves, place(example)).compile()
+    compile_seconds = time.perf_counter() - begin
+    bar.say(f'Compiled the training step in {compile_seconds:.1f} s.')
+
+  stream = batches(start)
+  bar.restart_clock()
+  clock = time.perf_counter()
+  for step in range(start + 1, num_steps + 1):
+    batch = _next_batch(stream, step)
+    try:
+      leaves = step_fn(leaves, place(batch))
+    except TypeError as error:
+      raise ValueError(
+        f'All batches must have the shapes of the first, {_shapes(example)}; batch {step - 1} has {_shapes(batch)}.'
+      ) from error
+    last = step == num_steps
+    log = last or step % log_every == 0
+    assess = evaluate is not None and (last or (evaluate_every and step % evaluate_every == 0))
+    save = store is not None and (last or step % checkpoint_every == 0)
+    if not (log or assess or save or bar.due()):
+      continue
+
+    state = jax.tree.unflatten(structure, leaves)
+    means = _window_means(state, step, log_every, store)
+    spent['train'] += time.perf_counter() - clock
+    record = {'step': step, 'seconds': spent['train']} | (means if log else {})
+    if last or bar.due():
+      bar.report(step, {'loss': means['train_loss']})
+    if assess:
+      begin = time.perf_counter()
+      record |= {name: float(value) for name, value in evaluate(current_model(state)).items()}
+      spent['evaluate'] += time.perf_counter() - begin
+    if log or assess:
+      history.append(record)
+    if save:
+      store.save(step, state, {'history': history, 'spent': spent})
+    clock = time.perf_counter()
+
+  seconds = spent['train'] - (found.record['spent']['train'] if start else 0.0)
+  return FitResult(
+    model=current_model(jax.tree.unflatten(structure, leaves)),
+    history=history,
+    notes=tuple(notes),
+    num_steps=num_steps,
+    resumed_from=start,
+    compile_seconds=compile_seconds,
+    train_seconds=spent['train'],
+    evaluate_seconds=spent['evaluate'],
+    examples_per_second=(num_steps - start) * num_examples * jax.process_count() / seconds if seconds else 0.0,
+  )
+
+
+def _functional_loss(graphdef: nnx.GraphDef, loss_fn: LossFn) -> Callable:
+  # jit here traces the model once for both its shapes and its gradient; inline leaves no trace in the program.
+  @jax.jit(inline=True)
+  def loss_of(params, rest, batch, key):
+    model = nnx.merge(graphdef, params, rest)
+    loss, metrics = loss_fn(model, batch, rngs=nnx.Rngs(dropout=key))
+    _, _, rest = nnx.split(model, nnx.Param, ...)
+    return loss, (dict(metrics), rest)
+
+  return loss_of
+
+
+def _initial_state(params, rest, optimizer, seed, loss_of, example, *, ema: bool) -> dict[str, Any]:
+  key = jax.random.key(seed)
+  loss, (metrics, _) = jax.eval_shape(loss_of, params, rest, example, key)
+  if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+    raise ValueError(
+      f'loss_fn must return (scalar float loss, dict of scalars); got a loss of {loss.shape} {loss.dtype}.'
+    )
+  for name, metric in metrics.items():
+    if metric.shape != ():
+      raise ValueError(f'metric {name!r} of loss_fn must be a scalar, a mean over the batch; got shape {metric.shape}.')
+  # Copies, because the step donates its state: the caller's model must survive it.
+  params, rest = jax.tree.map(jnp.copy, (params, rest))
+  state = {
+    'params': params,
+    'rest': rest,
+    'opt_state': optimizer.init(params),
+    'step': jnp.int32(0),
+    'key': key,
+    'window': {name: jnp.float32(0) for name in [*metrics, 'loss', 'gradient_norm']},
+    'first_bad': {'step': jnp.int32(0), 'loss': jnp.float32(0)},
+  }
+  if ema:
+    state['ema'] = jax.tree.map(jnp.copy, params)
+  return state
+
+
+def _train_step(loss_of: Callable, optimizer: optax.GradientTransformation, ema_decay: float | None, log_every: int):
+  def train_step(state, batch):
+    step = state['step']
+    key = jax.random.fold_in(state['key'], step)
+    gradient_fn = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, (metrics, rest)), gradients = gradient_fn(state['params'], state['rest'], batch, key)
+    gradient_norm = optax.tree.norm(gradients).astype(jnp.float32)
+    loss = loss.astype(jnp.float32)
+    # optax mixes dtypes (decay ** int32 count), which strict promotion would refuse.
+    with jax.numpy_dtype_promotion('standard'):
+      updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
+    new = {'params': optax.apply_updates(state['params'], updates), 'rest': rest, 'opt_state': opt_state}
+    if ema_decay is not None:
+      count = step.astype(jnp.float32)
+      decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+      new['ema'] = jax.tree.map(
+        lambda average, value: average + ((1.0 - decay) * (value - average)).astype(average.dtype),
+        state['ema'],
+        new['params'],
+      )
+    # From the first bad step on nothing is updated, so the host may look as rarely as it likes.
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    keep = finite & (state['first_bad']['step'] == 0)
+    new = jax.tree.map(lambda after, before: jnp.where(keep, after, before), new, {name: state[name] for name in new})
+    is_first = ~finite & (state['first_bad']['step'] == 0)
+    seen = metrics | {'loss': loss, 'gradient_norm': gradient_norm}
+    starts = step % log_every == 0
+    return (
+      state
+      | new
+      | {
+        'step': step + 1,
+        'window': {
+          name: jnp.where(starts, 0.0, total) + seen[name].astype(jnp.float32)
+          for name, total in state['window'].items()
+        },
+        'first_bad': {
+          'step': jnp.where(is_first, step + 1, state['first_bad']['step']),
+          'loss': jnp.where(is_first, loss, state['first_bad']['loss']),
+        },
+      }
+    )
+
+  return train_step
+
+
+def _window_means(state, step: int, log_every: int, store: checkpoints.CheckpointStore | None) -> dict[str, float]:
+  window, first_bad = jax.device_get((state['window'], state['first_bad']))
+  if bad := int(first_bad['step']):
+    paths = store.paths() if store is not None else []
+    saved = f'the last good checkpoint is {paths[-1]}' if paths else 'there is no checkpoint to go back to'
+    what = f'the loss is {first_bad["loss"]}' if not np.isfinite(first_bad['loss']) else 'the gradient is not finite'
+    raise NonFiniteLossError(
+      f'Training stopped at step {bad}, noticed at step {step}: {what}; that update was not applied, and {saved}. '
+      f'Check batch {bad - 1} for NaN and labels out of range, then try a lower learning rate, more warm-up steps or '
+      "stronger clipping; jax.config.update('jax_debug_nans', True) shows the operation.",
+      bad,
+    )
+  count = (step - 1) % log_every + 1
+  return {f'train_{name}': float(total) / count for name, total in window.items()}
+
+
+def _next_batch(stream: Iterator[Batch], step: int) -> Batch:
+  try:
+    return next(stream)
+  except StopIteration:
+    raise ValueError(f'batches ended before step {step}; it must yield as many batches as there are steps.') from None
+
+
+def _shapes(batch: Batch) -> str:
+  return ', '.join(f'{name} {np.shape(value)} {np.asarray(value).dtype}' for name, value in batch.items())
+
+
+def _state_sharding(mesh: jax.sharding.Mesh, shape: Sequence[int]) -> jax.sharding.NamedSharding:
+  """Large arrays are split over the mesh axis 'model' along their longest axis that divides evenly."""
+  parts = mesh.shape.get('model', 1)
+  divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+  names = [None] * len(shape)
+  if parts > 1 and divisible and np.prod(shape) >= MIN_SHARDED_SIZE:
+    names[max(divisible, key=lambda axis: shape[axis])] = 'model'
+  return jax.sharding.NamedSharding(mesh, jax.P(*names))
+
+
+def _batch_placer(mesh: jax.sharding.Mesh, num_examples: int) -> Callable[[Batch], dict[str, jax.Array]]:
+  if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
+    raise ValueError(
+      "mesh axes must be Auto: jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))."
+    )
+  if (num_examples * jax.process_count()) % mesh.size:
+    raise ValueError(
+      f'A batch of {num_examples * jax.process_count()} examples cannot be split evenly over {mesh.size} devices; '
+      'take a multiple of the number of devices.'
+    )
+  split = jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
+  whole = jax.sharding.NamedSharding(mesh, jax.P())
+
+  def place(batch: Batch) -> dict[str, jax.Array]:
+    return {
+      name: jax.make_array_from_process_local_data(split if len(value) == num_examples else whole, np.asarray(value))
+      for name, value in batch.items()
+    }
+
+  return place
+
+
+def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path | None:
+  """Keeps compiled programs on disk, so that the next process does not compile them again.
+
+  Args:
+    directory: by default the environment variable JAX_COMPILATION_CACHE_DIR, or else perceiver_lib/jax in the user's
+      cache folder. Treat its content as code: whoever can write there can run programs as you.
+
+  Returns:
+    The folder, or None after a warning where it cannot be written; everything works without it, more slowly.
+  """
+  default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'perceiver_lib' / 'jax'
+  directory = Path(directory or os.environ.get('JAX_COMPILATION_CACHE_DIR') or default).expanduser().absolute()
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    writable = os.access(directory, os.W_OK)
+  except OSError:
+    writable = False
+  if not writable:
+    warnings.warn(
+      f'Compiled programs cannot be kept in {directory}, which is not writable; every run compiles anew. Set '
+      'JAX_COMPILATION_CACHE_DIR to a folder of yours.',
+      stacklevel=2,
+    )
+    return None
+  jax.config.update('jax_compilation_cache_dir', str(directory))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  # JAX decides once a process whether it has a cache, at the first compilation, which may have been before this call.
+  from jax.experimental.compilation_cache import compilation_cache
+
+  compilation_cache.reset_cache()
+  return directory
