@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Bool, Float, Num
 
-from perceiver_lib.modalities.optical_flow import warp
+from perceiver_lib.modalities.optical_flow import AnyArray, warp
 
 SINTEL_BANDS = (0.0, 10.0, 40.0, np.inf)
 """Pixels of true motion that the Sintel benchmark reports apart (s0-10, s10-40, s40+)."""
 
 
-def end_point_error(flow: Float[Array, '*shape 2'], truth: Float[Array, '*shape 2']) -> Float[Array, '*shape']:
+def end_point_error(flow: Float[AnyArray, '*shape 2'], truth: Float[AnyArray, '*shape 2']) -> Float[AnyArray, '*shape']:
   """Distance in pixels between the ends of the vectors. Its mean is a loss: the gradient is finite (zero) at zero."""
   squared = ((jnp.asarray(flow) - jnp.asarray(truth)) ** 2).sum(-1)
   return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
-def angular_error(flow: Float[Array, '*shape 2'], truth: Float[Array, '*shape 2']) -> Float[Array, '*shape']:
+def angular_error(flow: Float[AnyArray, '*shape 2'], truth: Float[AnyArray, '*shape 2']) -> Float[AnyArray, '*shape']:
   """Degrees between the directions (right, down, 1 frame) in space and time (Barron et al., IJCV 1994)."""
   flow, truth = jnp.asarray(flow), jnp.asarray(truth)
   # atan2 of the cross product keeps the small angles that float32 arccos rounds away.
@@ -31,11 +32,11 @@ def angular_error(flow: Float[Array, '*shape 2'], truth: Float[Array, '*shape 2'
 
 
 def flow_metrics(
-  flow: Float[Array, '*shape 2'],
-  truth: Float[Array, '*shape 2'],
-  valid: Bool[Array, '*shape'] | None = None,
+  flow: Float[AnyArray, '*#shape 2'],
+  truth: Float[AnyArray, '*shape 2'],
+  valid: Bool[AnyArray, '...'] | None = None,
   *,
-  bands: tuple[float, ...] = SINTEL_BANDS,
+  bands: Sequence[float | int] = SINTEL_BANDS,
 ) -> dict[str, float]:
   """Means over all valid pixels.
 
@@ -90,8 +91,8 @@ def best_constant(truth: Num[np.ndarray, '*shape 2'], valid: Bool[np.ndarray, '*
 
 
 def forward_backward_error(
-  forward: Float[Array, 'h w 2'], backward: Float[Array, 'h w 2']
-) -> tuple[Float[Array, 'h w'], Bool[Array, 'h w']]:
+  forward: Float[AnyArray, 'h w 2'], backward: Float[AnyArray, 'h w 2']
+) -> tuple[Float[AnyArray, 'h w'], Bool[AnyArray, 'h w']]:
   """How far a pixel lands from itself after going to the second frame and back, and where that is consistent.
 
   Where the round trip fails, the pixel is occluded or one of the flows is wrong; no truth is needed.
@@ -106,14 +107,14 @@ def forward_backward_error(
 
 
 def tv_l1(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
-  """Total variation with an L1 data term (Zach et al. 2007; Sanchez Perez et al., IPOL 2013), scikit-image's defaults."""
+  """Total variation with an L1 data term (Zach et al., DAGM 2007; Sanchez Perez et al., IPOL 2013), by scikit-image."""
   from skimage.registration import optical_flow_tvl1
 
   return _classical(optical_flow_tvl1, frames)
 
 
 def lucas_kanade(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
-  """Iterative Lucas-Kanade on a pyramid (Le Besnerais and Champagnat, ICIP 2005), scikit-image's defaults."""
+  """Iterative Lucas-Kanade on a pyramid (Le Besnerais and Champagnat, ICIP 2005), by scikit-image."""
   from skimage.registration import optical_flow_ilk
 
   return _classical(optical_flow_ilk, frames)

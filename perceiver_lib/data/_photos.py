@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from perceiver_lib.data.base import package_files
 
+AnyArray = Array | np.ndarray
+
 # Whole photographs are held out: crops of one photograph share its texture, so a split by crop would leak.
 SPLITS: Mapping[str, tuple[str, ...]] = {
   'train': (
@@ -38,11 +40,11 @@ class PhotoAtlas(NamedTuple):
     cumulative: probability of this entry or an earlier one; photographs weigh the same, whatever their size.
   """
 
-  pixels: Int[np.ndarray | Array, 'pixels']
-  start: Int[np.ndarray | Array, 'entries']
-  height: Int[np.ndarray | Array, 'entries']
-  width: Int[np.ndarray | Array, 'entries']
-  cumulative: Float[np.ndarray | Array, 'entries']
+  pixels: Int[AnyArray, 'pixels']
+  start: Int[AnyArray, 'entries']
+  height: Int[AnyArray, 'entries']
+  width: Int[AnyArray, 'entries']
+  cumulative: Float[AnyArray, 'entries']
 
 
 def photo_path(name: str) -> Path:
@@ -89,9 +91,7 @@ def pack_atlas(photos: Sequence[np.ndarray], *, min_side: int) -> PhotoAtlas:
       weights.append(1 / len(levels) / len(photos))
   height, width = np.array(shapes, np.int32).T
   ends = np.cumsum(height * width, dtype=np.int32)
-  return PhotoAtlas(
-    np.concatenate(pixels), ends - height * width, height, width, np.cumsum(weights, dtype=np.float32)
-  )
+  return PhotoAtlas(np.concatenate(pixels), ends - height * width, height, width, np.cumsum(weights, dtype=np.float32))
 
 
 @functools.cache

@@ -16,12 +16,12 @@ and, for the layer l in front at x (or y), the truth is a formula, not an estima
 
 A point that leaves the frame counts as occluded too; its flow is as exact as any. T_l is a photograph at whole pixels
 and bilinear between them: frame 2 is made of original pixels, and frame 1 is the bilinear warp of frame 2 wherever all
-four neighbours of p_l(x) show layer l. Patches move affinely, so p_l^-1 is closed; the background moves affinely plus two
-waves that together change by at most 0.3 pixel a pixel, so a fixed-point iteration inverts it to well under 0.01 pixel.
+four neighbours of p_l(x) show layer l. Patches move affinely, so p_l^-1 is closed; the background moves affinely plus
+two waves that together change by at most 0.3 pixel a pixel, so a fixed-point iteration inverts it to 0.01 pixel.
 Soft edges blend two layers; there the truth is the motion of the layer with the larger share.
 
-After the training data of Perceiver IO (2107.14795, App. H): motions grow, photometric augmentation comes late, and each
-pair is shown forward and reversed. There the reversed flow is an approximation, here it is exact.
+After the training data of Perceiver IO (2107.14795, App. H): motions grow, photometric augmentation comes late, and
+each pair is shown forward and reversed. There the reversed flow is an approximation, here it is exact.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.data import _photos
-from perceiver_lib.data._photos import PhotoAtlas
+from perceiver_lib.data._photos import AnyArray, PhotoAtlas
 from perceiver_lib.data.base import DataSet, Provenance, package_files, package_version, sha256
 
 MAX_SHIFT = 8.0
@@ -69,7 +69,7 @@ _LAYER_SIZES = [1, 2, 1, 2, 4, 10, 2, 2, 1, 1, 1, 5]
 _NUM_COLOUR = 11
 
 
-def _layer(uniform: Float[Array, 'draws']) -> _Layer:
+def _layer(uniform: Float[AnyArray, 'draws']) -> _Layer:
   pieces = _Layer(*jnp.split(uniform, np.cumsum(_LAYER_SIZES)[:-1]))
   scalars = {name: getattr(pieces, name)[0] for name in ('photo', 'orientation', 'present', 'is_polygon', 'softness')}
   return pieces._replace(affine=pieces.affine.reshape(2, 2), waves=pieces.waves.reshape(2, 5), **scalars)
@@ -93,17 +93,20 @@ class _Motion:
     self.wave = wavenumber[:, None] * _direction(wave_turn)
     self.amplitude = (magnitude * _WAVE_SLOPE * amplitude / wavenumber)[:, None] * _direction(amplitude_turn)
 
-  def _waves(self, x: Float[Array, 'h w 2']) -> Float[Array, 'h w 2']:
+  def _waves(self, x: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w 2']:
     return jnp.sin(x @ self.wave.T + 2 * jnp.pi * self.phase[None, None]) @ self.amplitude
 
-  def __call__(self, x: Float[Array, 'h w 2']) -> Float[Array, 'h w 2']:
+  def __call__(self, x: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w 2']:
     moved = (x - self.centre) @ self.matrix.T + self.centre + self.shift
     return moved + self._waves(x) if self.wavy else moved
 
-  def inverse(self, y: Float[Array, 'h w 2']) -> Float[Array, 'h w 2']:
+  def inverse(self, y: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w 2']:
     (a, b), (c, d) = self.matrix
     inverse_matrix = jnp.stack([jnp.stack([d, -b]), jnp.stack([-c, a])]) / (a * d - b * c)
-    unmoved = lambda point: (point - self.centre - self.shift) @ inverse_matrix.T + self.centre
+
+    def unmoved(point: Array) -> Array:
+      return (point - self.centre - self.shift) @ inverse_matrix.T + self.centre
+
     x = unmoved(y)
     if self.wavy:
       for _ in range(_INVERSE_STEPS):
@@ -123,16 +126,16 @@ class _Shape:
     # Half of the edges are hard; the others blend over 1 to 3 pixels.
     self.softness = jnp.where(layer.softness < 0.5, 1e-3, 4 * layer.softness - 1)
 
-  def distance(self, y: Float[Array, 'h w 2']) -> Float[Array, 'h w']:
+  def distance(self, y: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w']:
     """About the distance to the edge in pixels, negative inside."""
     scaled = (y - self.centre) / self.radius
     reach = jnp.where(self.is_polygon, jnp.max(scaled @ self.normals.T, -1), jnp.linalg.norm(scaled, axis=-1))
     return jnp.where(self.present, (reach - 1) * jnp.min(self.radius), jnp.inf)
 
-  def covers(self, y: Float[Array, 'h w 2']) -> Bool[Array, 'h w']:
+  def covers(self, y: Float[AnyArray, 'h w 2']) -> Bool[AnyArray, 'h w']:
     return self.distance(y) < 0
 
-  def opacity(self, y: Float[Array, 'h w 2']) -> Float[Array, 'h w 1']:
+  def opacity(self, y: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w 1']:
     return jnp.clip(0.5 - self.distance(y) / self.softness, 0, 1)[..., None]
 
 
@@ -153,13 +156,13 @@ class _Texture:
     signs = jnp.stack([1 - choice // 2 % 2 * 2, 1 - choice // 4 * 2]).astype(jnp.float32)
     self.orientation = signs[:, None] * turned
 
-  def _fetch(self, x: Int[Array, 'h w'], y: Int[Array, 'h w']) -> Float[Array, 'h w 3']:
+  def _fetch(self, x: Int[AnyArray, 'h w'], y: Int[AnyArray, 'h w']) -> Float[AnyArray, 'h w 3']:
     width, height = self.shape
     column, row = jnp.clip(x, 0, width - 1), jnp.clip(y, 0, height - 1)
     packed = self.pixels[self.start + row * width + column]
     return jnp.stack([packed & 255, (packed >> 8) & 255, packed >> 16], -1).astype(jnp.float32)
 
-  def __call__(self, point: Float[Array, 'h w 2'], *, at_pixels: bool) -> Float[Array, 'h w 3']:
+  def __call__(self, point: Float[AnyArray, 'h w 2'], *, at_pixels: bool) -> Float[AnyArray, 'h w 3']:
     place = (point - self.middle) @ self.orientation.T + self.origin
     corner = jnp.floor(place + (0.5 if at_pixels else 0.0))
     x, y = corner.astype(jnp.int32)[..., 0], corner.astype(jnp.int32)[..., 1]
@@ -171,12 +174,14 @@ class _Texture:
     return above * (1 - down) + below * down
 
 
-def _pixel_grid(size: int) -> Float[Array, 'h w 2']:
+def _pixel_grid(size: int) -> Float[AnyArray, 'h w 2']:
   x, y = jnp.meshgrid(jnp.arange(size, dtype=jnp.float32), jnp.arange(size, dtype=jnp.float32))
   return jnp.stack([x, y], -1)
 
 
-def _recolour(frames: Float[Array, '2 h w 3'], draws: Float[Array, 'draws'], strength: Array) -> Float[Array, '2 h w 3']:
+def _recolour(
+  frames: Float[AnyArray, '2 h w 3'], draws: Float[AnyArray, 'draws'], strength: Array
+) -> Float[AnyArray, '2 h w 3']:
   """Brightness of each channel, contrast and saturation; in one pair of five they differ between the frames."""
   differ = jnp.where(draws[0] < 0.2, jnp.array([[-0.5], [0.5]]), 0.0)
   exponents = (2 * draws[None, 1:6] - 1) + differ * (2 * draws[None, 6:11] - 1)
@@ -232,8 +237,8 @@ def _scene(key: Array, severity: Array, atlas: PhotoAtlas, *, size: int, augment
 def render_scenes(
   atlas: PhotoAtlas,
   key: Array,
-  scenes: Int[Array, 's'],
-  severity: Float[Array, 's'],
+  scenes: Int[AnyArray, 's'],
+  severity: Float[AnyArray, 's'],
   *,
   size: int,
   augment: bool,
@@ -281,7 +286,7 @@ class FlowPairs:
   def __len__(self) -> int:
     return self.length
 
-  def severity(self, index: int | np.ndarray) -> np.ndarray:
+  def severity(self, index: int | np.ndarray) -> np.float32 | np.ndarray:
     """How hard pair `index` is, 0 to 1."""
     return np.minimum(np.float32(1), np.asarray(index, np.float32) / max(self.ramp, 1) + float(self.ramp == 0))
 
@@ -336,7 +341,7 @@ def load_optical_flow(
   provenance = Provenance(
     name='photographs in motion',
     kind='synthetic',
-    source=f'photographs of {package_version("scikit-image")} and {package_version("scikit-learn")}, moved by this program',
+    source=f'photographs of {package_version("scikit-image")} and {package_version("scikit-learn")}, moved here',
     licence=_photos.LICENCE,
     counts={'train': train_pairs, 'validation': held_out_pairs, 'test': held_out_pairs},
     checksum=sha256(_photos.photo_path(name).read_bytes() for name in names),

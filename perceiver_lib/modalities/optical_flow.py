@@ -13,6 +13,8 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int, Num
 
+AnyArray = Array | np.ndarray
+
 PAPER_TILE = (368, 496)
 """Height and width of the images that the published model was trained on."""
 RESCALE_FACTOR = 100.0
@@ -22,12 +24,12 @@ FLOW_SCALE_FACTOR = 20.0
 _SIDE = 3
 
 
-def normalise(frames: Num[Array, '*shape']) -> Float[Array, '*shape']:
+def normalise(frames: Num[AnyArray, '*shape']) -> Float[Array, '*shape']:
   """0..255 (bytes or floats) to [-1, 1], as published."""
   return jnp.asarray(frames).astype(jnp.float32) / 255 * 2 - 1
 
 
-def neighbourhoods(frames: Float[Array, 'b t h w c']) -> Float[Array, 'b t h w e']:
+def neighbourhoods(frames: Float[AnyArray, 'b t h w c']) -> Float[Array, 'b t h w e']:
   """The 3 x 3 pixels around every pixel, in the order (row, column, channel); zeros (mid-grey) beyond the border.
 
   Raises:
@@ -35,13 +37,15 @@ def neighbourhoods(frames: Float[Array, 'b t h w c']) -> Float[Array, 'b t h w e
   """
   _, _, h, w, _ = frames.shape
   if min(h, w) < _SIDE:
-    raise ValueError(f'Flow reads neighbourhoods of {_SIDE} x {_SIDE} pixels; got frames of {h} x {w}. Use larger frames.')
+    raise ValueError(
+      f'Flow reads neighbourhoods of {_SIDE} x {_SIDE} pixels; got frames of {h} x {w}. Use larger frames.'
+    )
   padded = jnp.pad(frames, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
   shifted = [padded[:, :, row : row + h, column : column + w] for row in range(_SIDE) for column in range(_SIDE)]
   return rearrange(shifted, 'patch b t h w c -> b t h w (patch c)')
 
 
-def flow_inputs(frames: Num[Array, 'b t h w c'], *, concatenate_frames: bool = True) -> Float[Array, 'b m e']:
+def flow_inputs(frames: Num[AnyArray, 'b t h w c'], *, concatenate_frames: bool = True) -> Float[AnyArray, 'b m e']:
   """Frames in 0..255 to one token a pixel, or one token a pixel and frame.
 
   Args:
@@ -53,19 +57,24 @@ def flow_inputs(frames: Num[Array, 'b t h w c'], *, concatenate_frames: bool = T
   return rearrange(neighbourhoods(normalise(frames)), pattern)
 
 
-def flow_from_outputs(outputs: Float[Array, 'b o 2'], height: int, width: int) -> Float[Array, 'b h w 2']:
+def flow_from_outputs(outputs: Float[AnyArray, 'b o 2'], height: int, width: int) -> Float[AnyArray, 'b h w 2']:
   """Decoder outputs, one a pixel of the first frame, to pixels of motion: divided by 100, times 20."""
   if outputs.shape[1:] != (height * width, 2):
-    raise ValueError(f'Expected outputs [batch, {height * width}, 2] for {height} x {width} pixels; got {outputs.shape}.')
+    raise ValueError(
+      f'Expected outputs [batch, {height * width}, 2] for {height} x {width} pixels; got {outputs.shape}.'
+    )
   return rearrange(outputs, 'b (h w) e -> b h w e', h=height) * (FLOW_SCALE_FACTOR / RESCALE_FACTOR)
 
 
-def warp(image: Float[Array, 'h w c'], flow: Float[Array, 'h w 2']) -> Float[Array, 'h w c']:
+def warp(image: Float[AnyArray, 'h w c'], flow: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w c']:
   """`image(x + flow(x))`, bilinear, border pixels beyond the border: brings the second frame onto the first."""
   image, flow = jnp.asarray(image), jnp.asarray(flow)
   rows, columns = jnp.meshgrid(*(jnp.arange(n, dtype=flow.dtype) for n in image.shape[:2]), indexing='ij')
   points = [rows + flow[..., 1], columns + flow[..., 0]]
-  sample = lambda channel: jax.scipy.ndimage.map_coordinates(channel, points, order=1, mode='nearest')
+
+  def sample(channel: Array) -> Array:
+    return jax.scipy.ndimage.map_coordinates(channel, points, order=1, mode='nearest')
+
   return jax.vmap(sample, -1, -1)(image)
 
 
@@ -88,8 +97,8 @@ def border_distance(height: int, width: int) -> Float[np.ndarray, 'h w']:
 
 
 def tiled_flow(
-  predict: Callable[[np.ndarray], Array],
-  frames: Num[np.ndarray, '2 h w c'],
+  predict: Callable[[np.ndarray], AnyArray],
+  frames: Num[np.ndarray, 't h w c'],
   *,
   tile: tuple[int, int] = PAPER_TILE,
   overlap: int = 20,

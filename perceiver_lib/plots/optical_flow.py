@@ -62,8 +62,10 @@ def draw_colour_wheel(axes: Axes, largest: float) -> None:
   axes.set_axis_off()
 
 
-def draw_arrows(axes: Axes, image: Num[np.ndarray, 'h w 3'], flow: Float[np.ndarray, 'h w 2'], across: int = 16) -> None:
-  """Arrows in true length on the image (0..255), at most `across` to the longer side; the tail is the pixel that moves."""
+def draw_arrows(
+  axes: Axes, image: Num[np.ndarray, 'h w 3'], flow: Float[np.ndarray, 'h w 2'], across: int = 12
+) -> None:
+  """Arrows in true length on the image (0..255), `across` to the longer side; the tail is on the pixel that moves."""
   height, width = flow.shape[:2]
   step = max(1, -(-max(height, width) // across))
   rows, columns = np.mgrid[step // 2 : height : step, step // 2 : width : step]
@@ -71,7 +73,15 @@ def draw_arrows(axes: Axes, image: Num[np.ndarray, 'h w 3'], flow: Float[np.ndar
   axes.imshow(_bytes(image))
   axes.quiver(
     *(columns, rows, right, down),
-    **{'angles': 'xy', 'scale_units': 'xy', 'scale': 1, 'color': 'white', 'edgecolor': 'black', 'linewidth': 0.4},
+    **{
+      'angles': 'xy',
+      'scale_units': 'xy',
+      'scale': 1,
+      'width': 0.012,
+      'color': 'white',
+      'edgecolor': 'black',
+      'linewidth': 0.4,
+    },
   )
 
 
@@ -97,8 +107,9 @@ def plot_flow(
 
   frames, truth = np.asarray(frames, np.float32), np.asarray(truth, np.float32)
   valid = np.ones(truth.shape[:2], bool) if valid is None else np.asarray(valid)
+  truth = np.where(valid[..., None], truth, 0)
   predictions = {name: np.asarray(flow, np.float32) for name, flow in predictions.items()}
-  largest = max(float(np.linalg.norm(truth[valid], axis=-1).max()), 1e-6)
+  largest = max(float(np.linalg.norm(truth, axis=-1).max()), 1e-6)
   columns = {'truth': truth, **predictions}
   height, width = truth.shape[:2]
   figure, axes = plt.subplots(
@@ -120,7 +131,7 @@ def plot_flow(
     compared, label = (np.zeros_like(truth), 'error of no motion') if index == 1 else (flow, 'end-point error')
     error = np.where(valid, np.asarray(end_point_error(compared, truth)), np.nan)
     axes[0, index].imshow(flow_colours(flow, largest=largest, valid=valid if index == 1 else None))
-    draw_arrows(axes[1, index], frames[0], np.where(valid[..., None], flow, 0) if index == 1 else flow)
+    draw_arrows(axes[1, index], frames[0], flow)
     axes[2, index].imshow(_bytes(warped))
     axes[3, index].imshow(_difference(frames[0], warped), **_GREY_LEVELS)
     shown = axes[4, index].imshow(error, cmap='viridis', vmin=0, vmax=largest)

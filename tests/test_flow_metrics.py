@@ -1,0 +1,101 @@
+"""Metrics by hand on a few vectors; the classical methods recover a known motion with the right sign and order."""
+
+import jax
+import numpy as np
+import pytest
+
+from perceiver_lib.data.optical_flow import load_stereo_pair
+from perceiver_lib.flow_metrics import (
+  angular_error,
+  best_constant,
+  end_point_error,
+  flow_metrics,
+  forward_backward_error,
+  lucas_kanade,
+  tv_l1,
+)
+
+
+def vectors(*pairs):
+  return np.array(pairs, np.float32)
+
+
+def test_end_point_error_and_its_gradient_at_zero():
+  np.testing.assert_allclose(end_point_error(vectors((3, 4), (1, 1)), vectors((0, 0), (1, 1))), [5, 0])
+  gradient = jax.grad(lambda flow: end_point_error(flow, vectors((0, 0), (1, 1))).sum())(vectors((3, 4), (1, 1)))
+  np.testing.assert_allclose(gradient, [(0.6, 0.8), (0, 0)], atol=1e-6)
+
+
+def test_angular_error_against_arccos_in_float64():
+  rng = np.random.default_rng(0)
+  flow, truth = rng.normal(0, 5, (2, 97, 2))
+  lifted = np.concatenate([[flow, truth], np.ones((2, 97, 1))], -1)
+  lifted /= np.linalg.norm(lifted, axis=-1, keepdims=True)
+  expected = np.degrees(np.arccos(lifted.prod(0).sum(-1)))
+  measured = angular_error(flow.astype(np.float32), truth.astype(np.float32))
+  np.testing.assert_allclose(measured, expected, atol=1e-3)
+  assert angular_error(vectors((7, 3)), vectors((7, 3)))[0] == 0
+  np.testing.assert_allclose(angular_error(vectors((1, 0)), vectors((0, 0))), 45, rtol=1e-6)
+
+
+def test_metrics_by_hand():
+  truth = vectors((1, 0), (0, 20), (100, 0), (np.inf, 0))
+  flow = vectors((1, 2), (0, 24), (96, 0), (0, 0))
+  valid = np.array([True, True, True, False])
+  metrics = flow_metrics(flow, truth, valid)
+  # Errors 2, 4, 4 pixels; the last is below 5 % of its motion, so only the second is an outlier.
+  np.testing.assert_allclose(metrics['epe'], 10 / 3, rtol=1e-6)
+  np.testing.assert_allclose(metrics['fl_all'], 100 / 3, rtol=1e-6)
+  assert (metrics['epe_0_10'], metrics['epe_10_40'], metrics['epe_40_inf']) == (2, 4, 4)
+  assert set(flow_metrics(flow[:1], truth[:1], bands=(0, 2, 4))) == {'epe', 'fl_all', 'angular_error', 'epe_0_2'}
+
+
+def test_truth_must_be_finite_where_valid():
+  truth = vectors((1, 0), (np.inf, 0))
+  with pytest.raises(ValueError, match='not finite'):
+    flow_metrics(np.zeros(2, np.float32), truth)
+  with pytest.raises(ValueError, match='at least one valid pixel'):
+    flow_metrics(truth, truth, np.zeros(2, bool))
+  with pytest.raises(ValueError, match='mask'):
+    flow_metrics(truth, truth, np.ones(3, bool))
+
+
+def test_best_constant_is_no_worse_than_its_neighbours():
+  rng = np.random.default_rng(1)
+  truth = (rng.exponential(3, (17, 19, 2)) * (1, -2)).astype(np.float32)
+  valid = rng.random((17, 19)) < 0.7
+  truth[~valid] = np.inf
+  best = best_constant(truth, valid)
+
+  def error(constant):
+    return flow_metrics(constant.astype(np.float32), truth, valid)['epe']
+
+  for step in ((0.1, 0), (-0.1, 0), (0, 0.1), (0, -0.1)):
+    assert error(best) < error(best + np.array(step))
+  assert error(best) < error(truth[valid].mean(0)) - 0.01
+
+
+def test_round_trip_finds_the_inconsistent_pixels():
+  forward = np.zeros((11, 13, 2), np.float32)
+  forward[..., 0] = 2
+  backward = -forward
+  error, consistent = forward_backward_error(forward, backward)
+  assert np.abs(error).max() == 0 and consistent.all()
+  backward[5, 6] = (3, 0)
+  error, consistent = forward_backward_error(forward, backward)
+  # The pixel two to the left lands there.
+  assert np.argwhere(~np.asarray(consistent)).tolist() == [[5, 4]] and error[5, 4] == 5
+
+
+@pytest.mark.parametrize('method, most', [(tv_l1, 1.2), (lucas_kanade, 1.0)])
+def test_classical_methods_see_the_real_motion(method, most):
+  pair, _ = load_stereo_pair(scale=8)
+  flow = method(pair['frames'])
+  assert flow.shape == (62, 92, 2) and flow.dtype == np.float32
+  assert flow_metrics(flow, pair['flow'], pair['valid'])['epe'] < most  # no motion: 4.29; best constant: 1.84
+
+
+def test_classical_methods_see_down_as_down():
+  photo = load_stereo_pair(scale=8)[0]['frames'][0]
+  flow = tv_l1(np.stack([photo[2:], photo[:-2]]))
+  np.testing.assert_allclose(np.median(flow, (0, 1)), (0, 2), atol=0.1)
