@@ -1,0 +1,109 @@
+"""One look for every figure: colours that colour-blind readers can tell apart, text of 9 points or more, alt text."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for lines on white.
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK = PALETTE = (
+  '#0072B2',
+  '#D55E00',
+  '#009E73',
+  '#E69F00',
+  '#CC79A7',
+  '#56B4E9',
+  '#000000',
+)
+GREY, PALE = '#6E6E6E', '#E8E8E8'
+SEQUENTIAL = 'cividis'
+"""Colour map of magnitudes; perceptually uniform, and the same to readers with and without colour vision."""
+
+NOTEBOOK_WIDTH = 8.0
+"""Inches; a figure this wide is shown unscaled, so that a point of text stays a point."""
+
+_RC = {
+  'font.size': 10,
+  'axes.titlesize': 10,
+  'axes.labelsize': 10,
+  'xtick.labelsize': 9,
+  'ytick.labelsize': 9,
+  'legend.fontsize': 9,
+  'legend.frameon': False,
+  'figure.titlesize': 11,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.titlelocation': 'left',
+  'image.interpolation': 'nearest',
+  'lines.linewidth': 1.8,
+}
+
+
+@contextlib.contextmanager
+def use_theme() -> Iterator[None]:
+  """Applies the style to figures made inside the `with` block, also to figures of a notebook's own."""
+  import matplotlib
+  from cycler import cycler
+
+  with matplotlib.rc_context(_RC | {'axes.prop_cycle': cycler(color=list(PALETTE))}):
+    yield
+
+
+def new_figure(height: float, *, title: str = '', width: float = NOTEBOOK_WIDTH) -> Figure:
+  """An empty figure of `width` x `height` inches. Call it inside `use_theme()`.
+
+  The figure does not belong to pyplot: nothing is shown twice and nothing has to be closed. A notebook shows it when it
+  is a cell's last expression, or by `show`.
+  """
+  # Importing pyplot makes Jupyter's inline backend register how a Figure is displayed.
+  import matplotlib.pyplot  # noqa: F401
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), dpi=110, layout='constrained')
+  if title:
+    figure.suptitle(textwrap.fill(title, int(12 * width)), x=0.01, horizontalalignment='left')
+  return figure
+
+
+def hide_ticks(axes: Axes) -> None:
+  axes.set(xticks=[], yticks=[])
+  axes.spines[:].set_visible(False)
+
+
+def describe(figure: Figure, alt_text: str) -> Figure:
+  """Gives the figure the sentence that a reader who cannot see it gets. Returns the figure."""
+  if not alt_text.strip():
+    raise ValueError('Alt text must say in a sentence what the figure shows; got an empty string.')
+  figure.alt_text = ' '.join(alt_text.split())
+  return figure
+
+
+def alt_text(figure: Figure) -> str:
+  """The sentence given by `describe`; every figure of this package has one.
+
+  Raises:
+    ValueError: if the figure has none.
+  """
+  text = getattr(figure, 'alt_text', None)
+  if text is None:
+    raise ValueError("This figure has no alt text; call describe(figure, 'what it shows') first.")
+  return text
+
+
+def show(figure: Figure) -> None:
+  """Displays a figure in a notebook with its alt text, which HTML exports keep."""
+  import io
+
+  from IPython.display import display
+
+  png = io.BytesIO()
+  figure.savefig(png, format='png')
+  text = alt_text(figure)
+  data = {'image/png': png.getvalue(), 'text/plain': text}
+  display(data, raw=True, metadata={'image/png': {'alt': text}})
