@@ -76,18 +76,10 @@ def git_commit(root: Path) -> tuple[str, bool]:
     return 'unknown', False
 
 
-def cache_folder() -> Path:
-  """Where this user's compiled programs are kept between runs."""
-  base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  return Path(base) / 'perceiver_lib'
-
-
 def kernel_environment() -> dict[str, str]:
   """The variables of a kernel, which must be set before it imports JAX. What the user has set stays."""
   package_parent = str(Path(__file__).resolve().parents[2])
   defaults = {
-    'JAX_COMPILATION_CACHE_DIR': str(cache_folder() / 'jax'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
     'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',  # two kernels on one accelerator would each take most of its memory
     'JUPYTER_PREFER_ENV_PATH': '1',  # else a user-level python3 kernel could stand in for this environment's
     'PYDEVD_DISABLE_FILE_VALIDATION': '1',

@@ -92,11 +92,8 @@ def show_in_notebook(figure: Any, png: Path, alt: str) -> None:
 
 def in_notebook() -> bool:
   """Whether a Jupyter kernel is running this code."""
-  if 'IPython' not in sys.modules:
-    return False
-  from IPython import get_ipython
-
-  shell = get_ipython()
+  ipython = sys.modules.get('IPython')
+  shell = ipython.get_ipython() if ipython else None
   return shell is not None and hasattr(shell, 'kernel')
 
 

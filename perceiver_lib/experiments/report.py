@@ -11,7 +11,8 @@ from typing import Any
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json, read_records, write_text
 from perceiver_lib.experiments.profiles import PROFILES
-from perceiver_lib.experiments.text import describe_number, describe_paper, describe_seconds
+from perceiver_lib.experiments.text import describe_number, describe_paper
+from perceiver_lib.progress import format_duration
 
 THUMBNAIL_WIDTH = 880
 _TEMPLATE = 'report.html.j2'
@@ -56,7 +57,7 @@ def collect(folder: Path) -> dict[str, Any]:
     'notebooks': notebooks,
     'complete': complete,
     'status': 'complete' if complete == len(notebooks) else ('unfinished' if open_ones else 'failed'),
-    'time': describe_seconds(sum(notebook['seconds'] for notebook in notebooks)),
+    'time': format_duration(sum(notebook['seconds'] for notebook in notebooks)),
     'device': '; '.join(devices),
     'versions': next((notebook['versions'] for notebook in notebooks if notebook['versions']), ''),
   }
@@ -105,7 +106,7 @@ def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
     'status': result['status'],
     'message': result['message'],
     'seconds': result['seconds'],
-    'time': describe_seconds(result['seconds']) if result['seconds'] else '',
+    'time': format_duration(result['seconds']) if result['seconds'] else '',
     'metrics': [_metric({'band': None, 'in_band': None, **record}) for record in records.values()],
     'figures': [_figure(place, figure) for figure in manifest.get('figures', [])],
     'pages': [

@@ -32,6 +32,7 @@ from perceiver_lib.experiments.files import append_record, project_root, read_js
 from perceiver_lib.experiments.notebooks import notebook_hash
 from perceiver_lib.experiments.profiles import check_profile
 from perceiver_lib.experiments.text import describe_metric
+from perceiver_lib.training import enable_compilation_cache
 
 METRIC_MIME_TYPE = 'application/vnd.perceiver.metric+json'
 OWN_FILES = ('manifest.json', 'metrics.jsonl', 'figures')
@@ -51,7 +52,7 @@ def start_run(
   metrics: Sequence[str],
   figures: Sequence[str],
 ) -> Run:
-  """Opens the run of one notebook.
+  """Opens the run of one notebook, with JAX's persistent compilation cache on.
 
   Args:
     notebook: the notebook's file name without suffix.
@@ -80,6 +81,7 @@ def start_run(
       'a python3 kernel of another environment was started; reinstall ipykernel in this one.'
     )
   set_aside(directory, OWN_FILES)
+  enable_compilation_cache()
   return Run(
     notebook=notebook,
     profile=profile,

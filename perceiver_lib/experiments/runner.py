@@ -34,7 +34,7 @@ from perceiver_lib.experiments.notebooks import Notebook, discover, select
 from perceiver_lib.experiments.processes import run_limited
 from perceiver_lib.experiments.profiles import TIME_LIMIT_SECONDS, check_profile
 from perceiver_lib.experiments.run import OWN_FILES
-from perceiver_lib.experiments.text import describe_seconds
+from perceiver_lib.progress import format_duration
 
 SMALLEST_FREE_BYTES = 100 * 2**20
 _RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html', 'full.html')
@@ -145,7 +145,7 @@ def _run_notebook(
   with contextlib.suppress(FileNotFoundError):
     pages.write_pages(place / 'executed.ipynb', title=notebook.title)
   write_json(place / 'result.json', dataclasses.asdict(result))
-  say(f'      {result.status} in {describe_seconds(seconds)}' + (f': {result.message}' if result.message else ''))
+  say(f'      {result.status} in {format_duration(seconds)}' + (f': {result.message}' if result.message else ''))
   return result
 
 
@@ -156,9 +156,7 @@ def _judge(place: Path, name: str, exit_status: int | None, seconds: float, limi
     return Result(notebook=name, status=status, seconds=seconds, message=message)
 
   if exit_status is None:
-    return result(
-      'time limit', f'stopped at the limit of {describe_seconds(limit)}; see log.txt, or raise --time-limit'
-    )
+    return result('time limit', f'stopped at the limit of {format_duration(limit)}; see log.txt, or raise --time-limit')
   if outcome is None:
     return result('failed', f'the process ended with status {exit_status}: {_last_line(place / "log.txt")}')
   if outcome['status'] != 'complete':
@@ -274,7 +272,7 @@ def _progress(log: Path, say: Callable[[str], None]) -> Callable[[float], None]:
     nonlocal last
     if seconds - last >= 30:
       last = seconds
-      say(f'      {describe_seconds(seconds):>12}  {_last_line(log)[:100]}')
+      say(f'      {format_duration(seconds):>12}  {_last_line(log)[:100]}')
 
   return tick
 

@@ -1,4 +1,4 @@
-"""How numbers, metrics and durations are written for people, the same in notebooks, terminal, report and README."""
+"""How numbers and metrics are written for people, the same in notebooks, terminal, report and README."""
 
 from __future__ import annotations
 
@@ -34,10 +34,3 @@ def describe_paper(record: Mapping[str, Any]) -> str:
   if paper is None:
     return ''
   return paper if isinstance(paper, str) else describe_number(paper, record['unit'])
-
-
-def describe_seconds(seconds: float) -> str:
-  if seconds < 60:
-    return f'{seconds:.0f} s'
-  minutes, rest = divmod(round(seconds), 60)
-  return f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'

@@ -1,0 +1,40 @@
+# make reproduce            install, run the notebooks, write the report     PROFILE=smoke|demo|full|paper  ONLY=01,03
+# make test                 install, run the tests                           ARGS="-k attention"
+# make lab                  install, open JupyterLab
+# make figures              publish the newest complete run (or RUN=runs/<id>): figures/, results.json, README's table
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= demo
+ONLY ?=
+RUN ?=
+ARGS ?=
+
+# The stamp carries the Python version: another PYTHON= makes a new environment instead of using what is there.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+STAMP := $(VENV)/.installed-$(VERSION)
+RUN_PYTHON := $(VENV)/bin/python
+
+.PHONY: reproduce test lab figures help
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+reproduce: $(STAMP)
+	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
+
+test: $(STAMP)
+	@$(RUN_PYTHON) -m pytest $(ARGS)
+
+lab: $(STAMP)
+	@$(RUN_PYTHON) -m perceiver_lib lab
+
+figures: $(STAMP)
+	@$(RUN_PYTHON) -m perceiver_lib figures $(if $(RUN),--run $(RUN))
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'Python 3.11 or newer is needed, and "$(PYTHON)" is $(or $(VERSION),not there); name one with: make PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Installing into $(VENV) (Python $(VERSION), about 2 GB, a few minutes) ...'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo 'No virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv' >&2; exit 1; }
+	@$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(STAMP)

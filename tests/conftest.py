@@ -1,0 +1,14 @@
+"""Every test runs with strict dtype and rank promotion, a figure backend without a screen, and a compilation cache."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+from perceiver_lib.training import enable_compilation_cache
+
+os.environ.setdefault('MPLBACKEND', 'Agg')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+enable_compilation_cache()
