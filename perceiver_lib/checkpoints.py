@@ -44,6 +44,12 @@ def fingerprint(**config: Any) -> str:
   return hashlib.sha256(json.dumps(config, sort_keys=True, default=plain).encode()).hexdigest()
 
 
+def structure(state: Any) -> list[str]:
+  """Path, shape and dtype of every array of a tree, a line each."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return [f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}' for path, leaf in leaves]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
   """What `CheckpointStore.restore` found: `state` after `step` updates, and the JSON record saved beside it."""
@@ -106,7 +112,13 @@ class CheckpointStore:
       _barrier('checkpoint folder')
       ocp.save(writing / 'state', state)
       if leader:
-        manifest = {'step': step, 'fingerprint': self.fingerprint, 'files': _checksums(writing), 'record': record}
+        manifest = {
+          'step': step,
+          'fingerprint': self.fingerprint,
+          'structure': structure(state),
+          'files': _checksums(writing),
+          'record': record,
+        }
         with open(writing / MANIFEST, 'w') as file:
           json.dump(manifest, file)
           file.flush()
@@ -142,6 +154,9 @@ class CheckpointStore:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest['fingerprint'] != self.fingerprint:
           raise ValueError('it was written with other settings.')
+        saved, expected = set(manifest['structure']), set(structure(abstract_state))
+        if saved != expected:
+          raise ValueError(f'its arrays are others, such as {min(saved ^ expected)}.')
         damaged = [name for name, digest in _checksums(path).items() if manifest['files'].pop(name, None) != digest]
         if damaged or manifest['files']:
           raise ValueError(f'files are damaged or missing: {", ".join([*damaged, *manifest["files"]][:3])}.')
@@ -192,7 +207,7 @@ def _first_line(error: Exception) -> str:
   return line if line.endswith('.') else f'{line}.'
 
 
-def _flat_arrays(model: nnx.Module) -> tuple[Any, nnx.State, dict[str, Any]]:
+def _flat_arrays(model: nnx.Module) -> tuple[Any, Any, dict[str, Any]]:
   graphdef, random, state = nnx.split(model, nnx.RngState, ...)
   return graphdef, random, {'/'.join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
@@ -228,8 +243,9 @@ def load_model(path: str | os.PathLike, model: nnx.Module) -> nnx.Module:
     CheckpointError: if the file is damaged, or its names or shapes are not those of the model.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = dict(file)
+    # Opened here, because np.load leaves a damaged file open.
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as stored:
+      arrays = dict(stored)
   except FileNotFoundError:
     raise FileNotFoundError(f'There is no weight file {path}; write one with save_model.') from None
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

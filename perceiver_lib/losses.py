@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -11,13 +9,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 def cross_entropy(
   logits: Float[Array, '*positions e'],
-  labels: Int[Array, '*positions'],
+  labels: Int[Array, '...'],
   *,
-  valid: Bool[Array, '*positions'] | None = None,
-  reduction: Literal['mean', 'sum', 'none'] = 'mean',
+  valid: Bool[Array, '...'] | None = None,
+  reduction: str = 'mean',
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
-) -> Float[Array, '']:
+) -> Float[Array, '...']:
   """Softmax cross-entropy in nats, in float32 whatever the dtype of the logits.
 
   A label outside [0, e) makes the loss NaN, so that the loss guard of `fit` reports it; JAX cannot raise inside jit.

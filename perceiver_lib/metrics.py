@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 Weighted = Num[Array, 'b ...'] | tuple[Num[Array, 'b ...'], Num[Array, 'b ...'] | Bool[Array, 'b ...']]
 
 
-def correct(logits: Float[Array, '*positions e'], labels: Int[Array, '*positions']) -> Float[Array, '*positions']:
+def correct(logits: Float[Array, '*positions e'], labels: Int[Array, '...']) -> Float[Array, '*positions']:
   """1 where the highest score is the label's, 0 elsewhere.
 
   Raises:
@@ -29,9 +29,9 @@ def correct(logits: Float[Array, '*positions e'], labels: Int[Array, '*positions
 
 def accuracy(
   logits: Float[Array, '*positions e'],
-  labels: Int[Array, '*positions'],
+  labels: Int[Array, '...'],
   *,
-  valid: Bool[Array, '*positions'] | None = None,
+  valid: Bool[Array, '...'] | None = None,
 ) -> Float[Array, '']:
   """Share of the valid positions whose highest score is the label's, in [0, 1]; 0 where no position is valid."""
   hits = correct(logits, labels)
@@ -51,9 +51,9 @@ def perplexity(nats_per_token: float) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _batch_sums(metric_fn: Callable, graphdef: nnx.GraphDef) -> Callable:
+def _batch_sums(metric_fn: Callable, graphdef: Any) -> Callable:
   @jax.jit
-  def batch_sums(state: nnx.State, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+  def batch_sums(state: Any, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     example_valid = batch.get('example_valid')
     sums = {}
     for name, measured in metric_fn(nnx.merge(graphdef, state), batch).items():

@@ -6,9 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Literal
 
-Mode = Literal['auto', 'bar', 'lines', 'silent']
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BARS = 0.5
 
@@ -19,7 +17,7 @@ def _in_kernel() -> bool:
   return shell is not None and hasattr(shell, 'kernel')
 
 
-def resolve_mode(mode: Mode = 'auto') -> Mode:
+def resolve_mode(mode: str = 'auto') -> str:
   """'auto' becomes the environment variable PERCEIVER_PROGRESS, or what fits the place the code runs in.
 
   A kernel of Jupyter Server has JPY_SESSION_NAME and VS Code's has VSCODE_PID; a kernel started by papermill or
@@ -57,7 +55,7 @@ class Progress:
   The first step counted (`start`) is where this process began, so that the time left stays right after a resume.
   """
 
-  def __init__(self, total: int, *, start: int = 0, mode: Mode = 'auto'):
+  def __init__(self, total: int, *, start: int = 0, mode: str = 'auto'):
     self.total, self.start, self.mode = total, start, resolve_mode(mode)
     self.interval = SECONDS_BETWEEN_BARS if self.mode == 'bar' else SECONDS_BETWEEN_LINES
     self._handle = None

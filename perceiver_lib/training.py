@@ -18,9 +18,9 @@ import optax
 from flax import nnx
 
 from perceiver_lib import checkpoints
-from perceiver_lib.progress import Mode, Progress
+from perceiver_lib.progress import Progress
 
-Batch = Mapping[str, np.ndarray]
+Batch = Mapping[str, Any]
 LossFn = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
 
 MIN_SHARDED_SIZE = 2**14
@@ -57,7 +57,7 @@ class FitResult:
   """
 
   model: nnx.Module
-  history: list[dict[str, float]]
+  history: list[dict[str, Any]]
   notes: tuple[str, ...]
   num_steps: int
   resumed_from: int
@@ -84,7 +84,7 @@ def fit(
   loss_fn: LossFn,
   batches: Callable[[int], Iterator[Batch]],
   *,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation | optax.MultiSteps,
   num_steps: int,
   seed: int,
   evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None,
@@ -96,7 +96,7 @@ def fit(
   resume: bool = True,
   ema_decay: float | None = None,
   mesh: jax.sharding.Mesh | None = None,
-  progress: Mode = 'auto',
+  progress: str = 'auto',
 ) -> FitResult:
   """Trains a copy of `model`; `model` itself keeps its weights and stays usable.
 
@@ -146,7 +146,7 @@ def fit(
   checkpoint_every = checkpoint_every or max(1, num_steps // 10)
 
   example = _next_batch(batches(0), 1)
-  num_examples = len(next(iter(example.values())))
+  num_examples = max(np.shape(value)[0] for value in example.values() if np.ndim(value))
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
   loss_of = _functional_loss(graphdef, loss_fn)
   state = _initial_state(params, rest, optimizer, seed, loss_of, example, ema=ema_decay is not None)
@@ -157,9 +157,13 @@ def fit(
   notes, history, start, spent = [], [], 0, {'train': 0.0, 'evaluate': 0.0}
   store = None
   if checkpoint_dir is not None:
-    shapes = [f'{jax.tree_util.keystr(p)} {x.shape} {x.dtype}' for p, x in jax.tree_util.tree_leaves_with_path(state)]
     identity = checkpoints.fingerprint(
-      given=fingerprint, seed=seed, num_steps=num_steps, log_every=log_every, ema_decay=ema_decay, state=shapes
+      given=fingerprint,
+      seed=seed,
+      num_steps=num_steps,
+      log_every=log_every,
+      ema_decay=ema_decay,
+      state=checkpoints.structure(state),
     )
     store = checkpoints.CheckpointStore(checkpoint_dir, identity)
     found = None
@@ -190,7 +194,8 @@ def fit(
     begin = time.perf_counter()
     train_step = _train_step(loss_of, optimizer, ema_decay, log_every)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    # The shardings are pinned, or the compiler would choose others for the next step's input.
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=[leaf.sharding for leaf in leaves])
     def flat_step(leaves: list[jax.Array], batch: Batch) -> list[jax.Array]:
       new, new_structure = jax.tree.flatten(train_step(jax.tree.unflatten(structure, leaves), batch))
       if new_structure != structure:
@@ -251,7 +256,7 @@ def fit(
   )
 
 
-def _functional_loss(graphdef: nnx.GraphDef, loss_fn: LossFn) -> Callable:
+def _functional_loss(graphdef: Any, loss_fn: LossFn) -> Callable:
   # jit here traces the model once for both its shapes and its gradient; inline leaves no trace in the program.
   @jax.jit(inline=True)
   def loss_of(params, rest, batch, key):
@@ -289,7 +294,7 @@ def _initial_state(params, rest, optimizer, seed, loss_of, example, *, ema: bool
   return state
 
 
-def _train_step(loss_of: Callable, optimizer: optax.GradientTransformation, ema_decay: float | None, log_every: int):
+def _train_step(loss_of: Callable, optimizer: Any, ema_decay: float | None, log_every: int):
   def train_step(state, batch):
     step = state['step']
     key = jax.random.fold_in(state['key'], step)
@@ -387,7 +392,9 @@ def _batch_placer(mesh: jax.sharding.Mesh, num_examples: int) -> Callable[[Batch
 
   def place(batch: Batch) -> dict[str, jax.Array]:
     return {
-      name: jax.make_array_from_process_local_data(split if len(value) == num_examples else whole, np.asarray(value))
+      name: jax.make_array_from_process_local_data(
+        split if np.shape(value)[:1] == (num_examples,) else whole, np.asarray(value)
+      )
       for name, value in batch.items()
     }
 

@@ -71,7 +71,7 @@ def test_unknown_mode_is_refused():
 
 
 @pytest.mark.parametrize(
-  ('seconds', 'text'), [(0.4, '0 s'), (59.6, '1 min 00 s'), (3599, '59 min 59 s'), (7620, '2 h 07 min')]
+  ('seconds', 'text'), [(0.4, '0 s'), (59.6, '1 min 00 s'), (3599.0, '59 min 59 s'), (7620.0, '2 h 07 min')]
 )
 def test_durations(seconds, text):
   assert progress.format_duration(seconds) == text
