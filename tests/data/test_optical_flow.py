@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from perceiver_lib.data import _photos, optical_flow
+from perceiver_lib.data import _flow_scenes, _photos
 from perceiver_lib.data.optical_flow import FlowPairs, load_optical_flow, load_stereo_pair, render_scenes
 from perceiver_lib.flow_metrics import best_constant, flow_metrics
 from perceiver_lib.modalities.optical_flow import warp
@@ -37,10 +37,10 @@ def grid(size=SIZE):
 
 def background_only(monkeypatch, number, *, severity=1.0, augment=False):
   """One scene without patches; the compiled function would remember their number."""
-  monkeypatch.setattr(optical_flow, 'NUM_PATCHES', 0)
+  monkeypatch.setattr(_flow_scenes, 'NUM_PATCHES', 0)
   atlas = _photos.shipped_atlas('test', SIZE + 24)
   key = jax.random.fold_in(jax.random.key(11), number)
-  scene = optical_flow._scene(key, jax.numpy.float32(severity), atlas, size=SIZE, augment=augment)
+  scene = _flow_scenes._scene(key, jax.numpy.float32(severity), atlas, size=SIZE, augment=augment)
   return {name: np.asarray(value, np.float64) for name, value in scene.items()}
 
 
@@ -66,10 +66,10 @@ def test_there_and_back_again(monkeypatch, number):
 
 
 def test_background_motion_is_inverted_exactly():
-  uniform = jax.random.uniform(jax.random.key(3), (sum(optical_flow._LAYER_SIZES),))
+  uniform = jax.random.uniform(jax.random.key(3), (sum(_flow_scenes._LAYER_SIZES),))
   # The strongest waves, parallel, are the hardest to invert.
-  layer = optical_flow._layer(uniform)._replace(waves=jax.numpy.array([[1.0, 0.2, 0.0, 0.2, 0.3]] * 2))
-  motion = optical_flow._Motion(layer, size=SIZE, magnitude=jax.numpy.float32(1), wavy=True)
+  layer = _flow_scenes._layer(uniform)._replace(waves=jax.numpy.array([[1.0, 0.2, 0.0, 0.2, 0.3]] * 2))
+  motion = _flow_scenes._Motion(layer, size=SIZE, magnitude=jax.numpy.float32(1), wavy=True)
   points = jax.numpy.asarray(grid(), np.float32)
   assert np.abs(motion(motion.inverse(points)) - points).max() < 0.01
 
@@ -121,6 +121,20 @@ def test_content_is_a_function_of_seed_and_index(data_set):
   other = FlowPairs(atlas=train.atlas, seed=1, length=2000, size=SIZE, augment=True)
   assert np.abs(other[15]['frames'] - train[15]['frames']).mean() > 5
   np.testing.assert_array_equal(train.batch(2000, 2)['flow'], train.batch(0, 2)['flow'])
+
+
+def test_batches_start_anywhere(data_set):
+  for steps, start in ((3, 0), (1, 2)):
+    stream = data_set.train.batches(4, start_step=start)
+    batch = [next(stream) for _ in range(steps)][-1]
+    np.testing.assert_array_equal(batch['flow'], data_set.train.batch(8, 4)['flow'])
+
+
+def test_other_loaders_get_the_same_pairs(data_set, test_pairs):
+  many = data_set.test.__getitems__([5, 0, 45])
+  for example, index in zip(many, (5, 0, 45), strict=True):
+    np.testing.assert_allclose(example['frames'], test_pairs['frames'][index], atol=1e-2)
+    assert (example['occluded'] != test_pairs['occluded'][index]).mean() < 1e-3
 
 
 def test_held_out_scenes_do_not_depend_on_the_seed(data_set):
