@@ -1,0 +1,329 @@
+"""Labelled images from anywhere, in one form: {'id': int, 'image': uint8 [y, x, c], 'label': int}.
+
+Bundled sets by name, any TFDS image set that has been prepared, a folder of images, arrays.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from perceiver_lib.data.base import DataSet, Provenance, package_version, sha256
+from perceiver_lib.data.loading import ArraySource
+from perceiver_lib.data.preparation import image_checksum, import_tfds
+from perceiver_lib.data.splits import carve, stratified_split
+
+BUNDLED = {'digits': 'perceiver_lib.data.digits', 'mnist5k': 'perceiver_lib.data.mnist5k'}
+FRACTIONS = {'train': 0.8, 'validation': 0.1, 'test': 0.1}
+MAX_CHECKSUM_BYTES = 2**30
+
+
+def load_images(
+  name_or_builder: Any,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  image_size: tuple[int, int] | None = None,
+  seed: int = 0,
+) -> DataSet:
+  """Labelled images as three splits.
+
+  Args:
+    name_or_builder: 'digits' or 'mnist5k' (bundled); the name of a TFDS image set that has been prepared in the
+      array_record format, such as 'mnist' or 'cifar10'; a path with a separator in it ('./photos'), either to one
+      prepared version of a TFDS set or to a folder of images (see `from_folder`); or a TFDS builder.
+    data_dir: where prepared sets lie. Default: PERCEIVER_DATA_DIR or ~/.cache/perceiver_lib/data for the bundled
+      sets, TFDS's own (TFDS_DATA_DIR or ~/tensorflow_datasets) for all others.
+    image_size: (height, width) to crop centrally and resize to; needed for batches if the images differ in size.
+    seed: of the split, where the set itself lacks a validation or a test part: a tenth of train each.
+
+  Raises:
+    FileNotFoundError: if the set is not prepared; the sentence holds the command that prepares it.
+    ValueError: if the set is no labelled image set, or a bundled one is asked for in another size.
+  """
+  if name_or_builder in BUNDLED:
+    if image_size is not None:
+      raise ValueError(f'{name_or_builder!r} has images of one size already; leave image_size out.')
+    return importlib.import_module(BUNDLED[name_or_builder]).load(data_dir)
+  is_path = isinstance(name_or_builder, Path) or (isinstance(name_or_builder, str) and name_or_builder[:1] in './~')
+  if is_path:
+    folder = Path(name_or_builder).expanduser()
+    if not (folder / 'dataset_info.json').exists():
+      return from_folder(folder, image_size=image_size, seed=seed)
+    builder = import_tfds().builder_from_directory(str(folder))
+  elif isinstance(name_or_builder, str):
+    builder = _named_builder(name_or_builder, data_dir)
+  else:
+    builder = name_or_builder
+  return _from_builder(builder, image_size, seed)
+
+
+def from_arrays(
+  images: np.ndarray,
+  labels: np.ndarray,
+  *,
+  name: str = 'arrays',
+  licence: str = "the user's own",
+  splits: Mapping[str, Sequence[int]] | None = None,
+  seed: int = 0,
+) -> DataSet:
+  """Images in memory as a data set.
+
+  Args:
+    images: uint8 [n, y, x] or [n, y, x, c].
+    labels: class numbers, integers [n].
+    splits: row numbers of 'train', 'validation' and 'test'. Default: stratified and random, 80 / 10 / 10 %, which is
+      wrong if examples belong together (one person, one film): then say which rows go where.
+
+  Raises:
+    ValueError: if shapes or types are others, or a row is in two splits.
+  """
+  images, labels = np.asarray(images), np.asarray(labels)
+  if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
+    raise ValueError(
+      'Expected uint8 images [n, height, width] or [n, height, width, channels] and n labels; got '
+      f'{images.dtype} {list(images.shape)} and labels {list(labels.shape)}.'
+    )
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f'Labels must be integers (class numbers); got {labels.dtype}.')
+  if splits is None:
+    rows, note = stratified_split(labels, FRACTIONS, seed=seed), f'stratified random split, seed {seed}'
+  else:
+    rows, note = {split: np.asarray(splits[split]) for split in FRACTIONS}, "the user's own split"
+    if len(np.unique(np.concatenate(list(rows.values())))) != sum(map(len, rows.values())):
+      raise ValueError('A row is named twice in splits=; every example may be in one split only.')
+  columns = {
+    'id': np.arange(len(images)),
+    'image': images if images.ndim == 4 else images[..., None],
+    'label': labels.astype(np.int64),
+  }
+  parts = {split: ArraySource({key: column[index] for key, column in columns.items()}) for split, index in rows.items()}
+  return DataSet(
+    **parts,
+    provenance=Provenance(
+      name=name,
+      kind='real',
+      source="the user's arrays",
+      licence=licence,
+      counts={split: len(part) for split, part in parts.items()},
+      checksum=image_checksum(images, labels),
+      note=note,
+    ),
+  )
+
+
+def from_folder(
+  folder: str | os.PathLike, *, image_size: tuple[int, int] | None = None, grey: bool = False, seed: int = 0
+) -> DataSet:
+  """A folder of images with one sub-folder a class; classes are numbered in the order of their names.
+
+  If it has sub-folders train, validation and test, each with the same classes, these are the splits. Otherwise they
+  are stratified and random, 80 / 10 / 10 %. Images are read when asked for, as colour unless `grey`.
+
+  Raises:
+    FileNotFoundError: if there is no such folder, or no image in it.
+    ValueError: if the splits differ in their classes.
+  """
+  from PIL import Image
+
+  folder = Path(folder).expanduser()
+  suffixes = set(Image.registered_extensions())
+  has_splits = all((folder / split).is_dir() for split in FRACTIONS)
+  roots = {split: folder / split for split in FRACTIONS} if has_splits else {'all': folder}
+  paths = {
+    split: [p for p in sorted(root.glob('*/*')) if p.suffix.lower() in suffixes and not p.name.startswith('.')]
+    for split, root in roots.items()
+  }
+  if not all(paths.values()):
+    raise FileNotFoundError(
+      f'No images found in {folder}: expected one sub-folder a class with images in it, such as {folder}/cat/1.png, '
+      'or the same below train, validation and test.'
+    )
+  classes = {split: sorted({p.parent.name for p in part}) for split, part in paths.items()}
+  names = next(iter(classes.values()))
+  if different := [split for split in classes if classes[split] != names]:
+    raise ValueError(
+      f'The splits of {folder} must have the same classes; train has {names}, {different[0]} {classes[different[0]]}.'
+    )
+  labels = {split: np.array([names.index(p.parent.name) for p in part]) for split, part in paths.items()}
+  if has_splits:
+    chosen = {split: (split, np.arange(len(paths[split]))) for split in FRACTIONS}
+  else:
+    chosen = {split: ('all', rows) for split, rows in stratified_split(labels['all'], FRACTIONS, seed=seed).items()}
+  parts = {
+    split: _FolderSource([paths[part][row] for row in rows], labels[part][rows], rows, image_size, grey)
+    for split, (part, rows) in chosen.items()
+  }
+  checksum, note = _files_checksum([path for part in paths.values() for path in part], folder)
+  return DataSet(
+    **parts,
+    provenance=Provenance(
+      name=folder.name,
+      kind='real',
+      source=f"the user's folder {folder}, classes {', '.join(names)}",
+      licence="the user's own",
+      counts={split: len(part) for split, part in parts.items()},
+      checksum=checksum,
+      note='; '.join(filter(None, ['' if has_splits else f'stratified random split, seed {seed}', note])),
+    ),
+  )
+
+
+class _FolderSource:
+  """Reads, turns upright and resizes one image file at a time."""
+
+  def __init__(self, paths, labels, ids, image_size, grey):
+    self.paths, self.labels, self.ids, self.image_size, self.grey = paths, labels, ids, image_size, grey
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+      with Image.open(self.paths[index]) as file:
+        image = ImageOps.exif_transpose(file).convert('L' if self.grey else 'RGB')
+    except (UnidentifiedImageError, OSError) as error:
+      raise ValueError(f'{self.paths[index]} is not an image that Pillow can read ({error}): remove it.') from error
+    return {'id': self.ids[index], 'image': _sized(np.asarray(image), self.image_size), 'label': self.labels[index]}
+
+
+class _TfdsSource:
+  """Some rows of a TFDS split, with one name and type for image and label whatever the set calls them."""
+
+  def __init__(self, source, rows, keys, class_names, image_size):
+    self.source, self.rows, self.keys, self.class_names, self.image_size = source, rows, keys, class_names, image_size
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.__getitems__([index])[0]
+
+  def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    rows = [int(self.rows[index]) for index in indices]
+    return [self._normalise(row, example) for row, example in zip(rows, self.source.__getitems__(rows), strict=True)]
+
+  def _normalise(self, row: int, example: Mapping[str, Any]) -> dict[str, Any]:
+    image_key, label_key = self.keys
+    label = example[label_key]
+    if self.class_names is not None:
+      label = self.class_names[_text(label)]
+    return {'id': np.int64(row), 'image': _sized(example[image_key], self.image_size), 'label': np.int64(label)}
+
+
+def _text(label: str | bytes) -> str:
+  return label.decode() if isinstance(label, bytes) else str(label)
+
+
+def _sized(image: np.ndarray, image_size: tuple[int, int] | None) -> UInt8[np.ndarray, 'y x c']:
+  image = np.asarray(image)
+  if image.dtype != np.uint8:
+    raise ValueError(f'Expected images of bytes (uint8); got {image.dtype} {list(image.shape)}.')
+  if image_size is not None and image.shape[:2] != tuple(image_size):
+    from PIL import Image, ImageOps
+
+    squeezed = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    image = np.asarray(
+      ImageOps.fit(Image.fromarray(squeezed), (image_size[1], image_size[0]), Image.Resampling.BICUBIC)
+    )
+  return image if image.ndim == 3 else image[..., None]
+
+
+def _named_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
+  tfds = import_tfds()
+  place = None if data_dir is None else str(Path(data_dir).expanduser())
+  try:
+    return tfds.builder(name, data_dir=place)
+  except tfds.core.DatasetNotFoundError:
+    raise FileNotFoundError(
+      f'There is no image set {name!r}: choose {" or ".join(map(repr, BUNDLED))} (bundled), a TFDS image set such as '
+      "'mnist' or 'cifar10', or a folder ('./photos')."
+    ) from None
+
+
+def _from_builder(builder: Any, image_size: tuple[int, int] | None, seed: int) -> DataSet:
+  keys = _supervised_keys(builder)
+  opened = {split: _open_split(builder, split) for split in FRACTIONS}
+  if opened['train'] is None:
+    raise FileNotFoundError(
+      f'{builder.name!r} is not prepared in {builder.data_path}: on a machine with a network run `pip install '
+      f'tensorflow tensorflow-datasets && tfds build {builder.name} --file_format=array_record --data_dir=DIR`, '
+      'copy DIR here and pass it as data_dir.'
+    )
+  rows = {split: np.arange(len(source)) for split, source in opened.items() if source is not None}
+  carved = [split for split in ('test', 'validation') if split not in rows]
+  size = len(rows['train']) // 10
+  for number, split in enumerate(carved):
+    rest, part = carve(len(rows['train']), size, seed=seed + number)
+    rows[split], rows['train'] = rows['train'][part], rows['train'][rest]
+    opened[split] = opened['train']
+  class_names = _class_names(builder, opened['train'], keys[1])
+  parts = {split: _TfdsSource(opened[split], rows[split], keys, class_names, image_size) for split in FRACTIONS}
+  folder = Path(str(builder.data_path))
+  # tfds.testing.mock_data has neither files nor known splits: only a prepared set has.
+  is_prepared = bool(builder.info.splits)
+  checksum, note = _files_checksum(sorted(folder.iterdir()), folder) if is_prepared else (sha256([]), 'random pixels')
+  carving = f'{" and ".join(carved)} carved out of train at random, seed {seed}' if carved else ''
+  return DataSet(
+    **parts,
+    provenance=Provenance(
+      name=str(builder.info.full_name),
+      kind='real' if is_prepared else 'mock',
+      source=f'TFDS {builder.info.full_name}, read with {package_version("tensorflow-datasets")}',
+      licence=builder.info.redistribution_info.license or f'see {builder.info.homepage}',
+      counts={split: len(part) for split, part in parts.items()},
+      checksum=checksum,
+      note='; '.join(filter(None, [carving, note])),
+    ),
+  )
+
+
+def _open_split(builder: Any, split: str) -> Any:
+  if builder.info.splits and split not in builder.info.splits:
+    return None
+  try:
+    return builder.as_data_source(split=split)
+  except KeyError:
+    return None
+  except NotImplementedError as error:
+    raise FileNotFoundError(
+      f'{builder.name!r} in {builder.data_path} is prepared in a format without random access: convert it with `tfds '
+      f'build {builder.name} --file_format=array_record --data_dir=DIR` and pass DIR as data_dir.'
+    ) from error
+
+
+def _supervised_keys(builder: Any) -> tuple[str, str]:
+  tfds = import_tfds()
+  features = builder.info.features
+  images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+  labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+  keys = builder.info.supervised_keys or (images[:1] + labels[:1])
+  if len(keys) != 2 or not all(isinstance(key, str) and key in features for key in keys):
+    raise ValueError(
+      f'{builder.name!r} is no set of images with one label each; its features are {", ".join(features)}.'
+    )
+  return tuple(keys)
+
+
+def _class_names(builder: Any, train: Any, label_key: str) -> dict[str, int] | None:
+  """Class numbers of labels that are text, in the order of the alphabet; None if labels are numbers."""
+  if not isinstance(builder.info.features[label_key], import_tfds().features.Text):
+    return None
+  names = sorted({_text(train[row][label_key]) for row in range(len(train))})
+  return {name: number for number, name in enumerate(names)}
+
+
+def _files_checksum(paths: Sequence[Path], root: Path) -> tuple[str, str]:
+  """Checksum of names and bytes, and a note if there are too many bytes to read them only for that."""
+  files = [path for path in paths if path.is_file()]
+  if sum(path.stat().st_size for path in files) > MAX_CHECKSUM_BYTES:
+    names = (f'{path.relative_to(root)} {path.stat().st_size}\n'.encode() for path in files)
+    return sha256(names), 'more than 1 GiB, so the checksum covers names and sizes of the files only'
+  return sha256(part for path in files for part in (str(path.relative_to(root)).encode(), path.read_bytes())), ''

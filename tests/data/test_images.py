@@ -1,0 +1,214 @@
+"""Whatever the images come from, they come out as bytes with a class number, an id and three splits."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from perceiver_lib.data import from_arrays, from_folder, load_images, stack, training_batches
+from perceiver_lib.data.images import _files_checksum
+
+SPLITS = ('train', 'validation', 'test')
+
+
+class Colours(tfds.core.GeneratorBasedBuilder):
+  """Labels are text, image names are odd, and there is neither a validation nor a test part."""
+
+  VERSION = tfds.core.Version('2.0.0')
+
+  def _info(self):
+    features = {
+      'picture': tfds.features.Image(shape=(None, None, 3)),
+      'colour': tfds.features.Text(),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='colours',
+      license='CC0',
+      features=tfds.features.FeaturesDict(features),
+      supervised_keys=('picture', 'colour'),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(40):
+      yield (
+        i,
+        {
+          'picture': Image.new('RGB', (6 + i % 2, 5), (255 * (i % 2), 100 + i, 0)),
+          'colour': ('green', 'yellow')[i % 2],
+        },
+      )
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('tfds')
+  tfds.disable_progress_bar()
+  builder = Colours(data_dir=folder, file_format='array_record')
+  builder.download_and_prepare()
+  return folder
+
+
+def check_colours(data):
+  assert [len(getattr(data, split)) for split in SPLITS] == [32, 4, 4]
+  ids = [int(example['id']) for split in SPLITS for example in getattr(data, split)]
+  assert sorted(ids) == list(range(40))
+  greens = []
+  for split in SPLITS:
+    for example in getattr(data, split):
+      assert example['image'].dtype == np.uint8 and example['image'].shape[2] == 3
+      red, green, _ = example['image'][0, 0]
+      assert example['label'] == (red > 0) and example['label'].dtype == np.int64
+      greens.append(int(green))
+  assert sorted(greens) == list(range(100, 140))
+  assert data.provenance.kind == 'real' and data.provenance.licence == 'CC0'
+  assert 'test and validation carved out of train' in data.provenance.note
+
+
+def test_prepared_tfds_set_by_name_folder_and_builder(prepared):
+  by_name = load_images('colours', data_dir=prepared)
+  check_colours(by_name)
+  check_colours(load_images(prepared / 'colours' / '2.0.0'))
+  check_colours(load_images(Colours(data_dir=prepared, file_format='array_record')))
+  again, other = load_images('colours', data_dir=prepared), load_images('colours', data_dir=prepared, seed=1)
+  ids = [[int(example['id']) for example in data.test] for data in (by_name, again, other)]
+  assert ids[0] == ids[1] != ids[2]
+  assert by_name.provenance.checksum == again.provenance.checksum
+
+
+def test_images_of_different_sizes_need_a_size(prepared):
+  with pytest.raises(ValueError, match='image_size='):
+    stack(load_images('colours', data_dir=prepared).train)
+  data = load_images('colours', data_dir=prepared, image_size=(4, 3))
+  batch = next(training_batches(data.train, 8, seed=0))
+  assert batch['image'].shape == (8, 4, 3, 3)
+  np.testing.assert_array_equal(batch['image'][:, 0, 0, 0] > 0, batch['label'])
+
+
+def test_classic_tfds_sets_by_mock():
+  with tfds.testing.mock_data(num_examples=17):
+    data = load_images('mnist')
+    example = data.train[3]
+  assert example['image'].shape == (28, 28, 1) and example['image'].dtype == np.uint8
+  assert 0 <= example['label'] < 10
+  assert data.provenance.kind == 'mock'
+
+
+def test_sets_that_are_not_there(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'tfds build mnist --file_format=array_record --data_dir=DIR'):
+    load_images('mnist', data_dir=tmp_path)
+  with pytest.raises(FileNotFoundError, match="There is no image set 'mnits'"):
+    load_images('mnits', data_dir=tmp_path)
+  with pytest.raises(FileNotFoundError, match='No images found'):
+    load_images(tmp_path / 'nowhere')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_format_without_random_access_says_how_to_convert(prepared, tmp_path):
+  version = tmp_path / 'colours' / '2.0.0'
+  version.mkdir(parents=True)
+  for path in (prepared / 'colours' / '2.0.0').iterdir():
+    (version / path.name).write_bytes(path.read_bytes())
+  info = json.loads((version / 'dataset_info.json').read_text())
+  (version / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
+  with pytest.raises(FileNotFoundError, match='without random access'):
+    load_images('colours', data_dir=tmp_path)
+
+
+def test_sets_without_images_are_refused():
+  with tfds.testing.mock_data(num_examples=17), pytest.raises(ValueError, match='no set of images'):
+    load_images('lm1b')
+
+
+def test_bundled_sets_by_name(tmp_path):
+  data = load_images('digits', data_dir=tmp_path)
+  assert (data.provenance.name, len(data.test)) == ('digits', 382)
+  with pytest.raises(ValueError, match='leave image_size out'):
+    load_images('digits', data_dir=tmp_path, image_size=(4, 4))
+
+
+def test_arrays_of_ones_own():
+  images = np.arange(100, dtype=np.uint8)[:, None, None] * np.ones((1, 3, 5), np.uint8)
+  labels = np.arange(100) % 5
+  data = from_arrays(images, labels, name='mine', seed=1)
+  assert data.provenance.counts == {'train': 80, 'validation': 10, 'test': 10}
+  for split in SPLITS:
+    part = getattr(data, split).arrays
+    assert part['image'].shape[1:] == (3, 5, 1)
+    np.testing.assert_array_equal(part['image'][:, 0, 0, 0], part['id'])
+    np.testing.assert_array_equal(part['label'], part['id'] % 5)
+  own = from_arrays(images, labels, splits={'train': range(50), 'validation': range(50, 60), 'test': [99]})
+  assert own.test.arrays['id'].tolist() == [99] and len(own.train) == 50
+  assert own.provenance.checksum == data.provenance.checksum
+  assert own.provenance.checksum != from_arrays(images, (labels + 1) % 5).provenance.checksum
+
+
+def test_arrays_that_do_not_fit_are_refused():
+  images, labels = np.zeros((30, 3, 5), np.uint8), np.arange(30) % 3
+  with pytest.raises(ValueError, match=re.escape('got uint8 [30, 3, 5] and labels [29]')):
+    from_arrays(images, labels[:-1])
+  with pytest.raises(ValueError, match='Labels must be integers'):
+    from_arrays(images, labels.astype(np.float32))
+  with pytest.raises(ValueError, match='named twice'):
+    from_arrays(images, labels, splits={'train': range(20), 'validation': range(15, 25), 'test': range(25, 30)})
+
+
+def write_pictures(folder, count, size=(9, 6)):
+  for label, name in enumerate(('cat', 'dog')):
+    (folder / name).mkdir(parents=True)
+    for i in range(count):
+      Image.new('RGB', size, (200 * label, i, 0)).save(folder / name / f'{i}.png')
+  (folder / 'cat' / 'notes.txt').write_text('not an image')
+
+
+def test_folder_with_a_sub_folder_a_class(tmp_path):
+  write_pictures(tmp_path, 20)
+  data = load_images(tmp_path, image_size=(4, 5))
+  assert data.provenance.counts == {'train': 32, 'validation': 4, 'test': 4}
+  for split in SPLITS:
+    for example in getattr(data, split):
+      assert example['image'].shape == (4, 5, 3) and (example['image'][0, 0, 0] > 0) == example['label']
+  assert from_folder(tmp_path, grey=True).train[0]['image'].shape == (6, 9, 1)
+  (tmp_path / 'dog' / '0.png').write_bytes(b'broken')
+  broken = from_folder(tmp_path)
+  assert broken.provenance.checksum != data.provenance.checksum
+  with pytest.raises(ValueError, match=r'0\.png is not an image'):
+    for split in SPLITS:
+      stack(getattr(broken, split))
+
+
+def test_folder_with_its_own_splits(tmp_path):
+  for number, split in enumerate(SPLITS):
+    write_pictures(tmp_path / split, number + 1)
+  data = from_folder(tmp_path)
+  assert data.provenance.counts == {'train': 2, 'validation': 4, 'test': 6}
+  assert [int(example['label']) for example in data.validation] == [0, 0, 1, 1]
+  (tmp_path / 'test' / 'dog').rename(tmp_path / 'test' / 'wolf')
+  with pytest.raises(ValueError, match='must have the same classes'):
+    from_folder(tmp_path)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+  write_pictures(tmp_path, 10)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # the camera was held upright
+  Image.new('RGB', (9, 6)).save(tmp_path / 'cat' / '0.png', exif=exif)
+  shapes = {example['image'].shape for split in SPLITS for example in getattr(from_folder(tmp_path), split)}
+  assert shapes == {(6, 9, 3), (9, 6, 3)}
+
+
+def test_checksum_of_more_than_a_gibibyte_covers_names_and_sizes(tmp_path, monkeypatch):
+  file = tmp_path / 'a'
+  file.write_bytes(b'12')
+  whole, no_note = _files_checksum([file], tmp_path)
+  monkeypatch.setattr('perceiver_lib.data.images.MAX_CHECKSUM_BYTES', 1)
+  sizes, note = _files_checksum([file], tmp_path)
+  assert no_note == '' and 'names and sizes' in note and whole != sizes
+  file.write_bytes(b'34')
+  assert _files_checksum([file], tmp_path)[0] == sizes

@@ -1,0 +1,148 @@
+"""A batch is a pure function of seed and step: streams repeat, resume anywhere, and cover every example."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from perceiver_lib.data.loading import (
+  ArraySource,
+  evaluation_batches,
+  mixed_training_batches,
+  stack,
+  training_batches,
+)
+
+NUM_EXAMPLES = 23
+
+
+class Lazy:
+  """A source that is not in memory, hence read through grain."""
+
+  def __init__(self, start=0, length=NUM_EXAMPLES):
+    self.start, self.length = start, length
+
+  def __len__(self):
+    return self.length
+
+  def __getitem__(self, index):
+    return {'id': self.start + int(index), 'value': np.full((2, 3), self.start + index, np.float32)}
+
+
+SOURCES = {'arrays': ArraySource(stack(Lazy())), 'grain': Lazy()}
+
+
+@pytest.fixture(params=SOURCES)
+def source(request):
+  return SOURCES[request.param]
+
+
+def take(stream, count):
+  return list(itertools.islice(stream, count))
+
+
+def ids(batches):
+  return np.concatenate([batch['id'] for batch in batches]).tolist()
+
+
+def test_every_epoch_holds_every_example_once_and_is_shuffled_anew(source):
+  seen = ids(take(training_batches(source, 5, seed=0), 3 * NUM_EXAMPLES // 5 + 1))
+  epochs = [seen[start : start + NUM_EXAMPLES] for start in range(0, 3 * NUM_EXAMPLES, NUM_EXAMPLES)]
+  assert all(sorted(epoch) == list(range(NUM_EXAMPLES)) for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(NUM_EXAMPLES))
+
+
+def test_columns_stay_together_and_shapes_static(source):
+  for batch in take(training_batches(source, 5, seed=0), 20):
+    assert batch['value'].shape == (5, 2, 3)
+    np.testing.assert_array_equal(batch['value'][:, 1, 2], batch['id'])
+
+
+@pytest.mark.parametrize('start', [1, 4, 5, 37])
+def test_stream_resumes_at_any_step(source, start):
+  def noise(batch, random):
+    return batch | {'noise': random.normal(size=3)}
+
+  whole = take(training_batches(source, 5, seed=7, transform=noise), start + 3)
+  tail = take(training_batches(source, 5, seed=7, transform=noise, start_step=start), 3)
+  for expected, found in zip(whole[start:], tail, strict=True):
+    np.testing.assert_array_equal(expected['id'], found['id'])
+    np.testing.assert_array_equal(expected['noise'], found['noise'])
+  assert not np.array_equal(whole[0]['noise'], whole[1]['noise'])
+
+
+def test_seed_decides_the_order(source):
+  first, again, other = (ids(take(training_batches(source, 5, seed=seed), 4)) for seed in (1, 1, 2))
+  assert first == again != other
+
+
+def test_resuming_reads_only_what_it_returns():
+  read = []
+
+  class Counting(Lazy):
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
+
+  next(training_batches(Counting(), 5, seed=0, start_step=10_000))
+  assert len(read) < 5 * 1000  # grain reads ahead, but not ten thousand batches
+
+
+def test_a_set_smaller_than_a_batch(source):
+  batch = next(training_batches(source, 2 * NUM_EXAMPLES + 1, seed=0))
+  assert np.bincount(batch['id'], minlength=NUM_EXAMPLES).min() == 2
+
+
+def test_evaluation_is_exact_and_static(source):
+  batches = list(evaluation_batches(source, 5))
+  assert [batch['id'].shape for batch in batches] == [(5,)] * 5
+  valid = np.concatenate([batch['example_valid'] for batch in batches])
+  assert np.array(ids(batches))[valid].tolist() == list(range(NUM_EXAMPLES))
+  assert batches[-1]['example_valid'].tolist() == [True, True, True, False, False]
+  assert batches[-1]['id'].tolist() == [20, 21, 22, 22, 22]
+
+
+def test_evaluation_draws_the_same_every_time(source):
+  def noise(batch, random):
+    return batch | {'noise': random.normal(size=3)}
+
+  first, again = ([batch['noise'] for batch in evaluation_batches(source, 5, transform=noise)] for _ in range(2))
+  np.testing.assert_array_equal(first, again)
+  other = next(evaluation_batches(source, 5, seed=1, transform=noise))['noise']
+  assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], other)
+
+
+def test_mixing_keeps_the_weights_and_resumes():
+  sources = [Lazy(0, 11), Lazy(100, 7)]
+  whole = take(mixed_training_batches(sources, 8, weights=[3.0, 1.0], seed=0), 30)
+  seen = np.array(ids(whole))
+  assert np.mean(seen >= 100) == pytest.approx(0.25, abs=0.01)
+  assert set(seen) == {*range(11), *range(100, 107)}
+  tail = take(mixed_training_batches(sources, 8, weights=[3.0, 1.0], seed=0, start_step=25), 5)
+  assert ids(whole[25:]) == ids(tail)
+  assert ids(take(mixed_training_batches(sources, 8, weights=[3.0, 1.0], seed=1), 30)) != seen.tolist()
+
+
+def test_mixing_transforms_whole_batches():
+  def total(batch, random):
+    return {'total': batch['id'].sum()}
+
+  batch = next(mixed_training_batches([Lazy(), Lazy()], 4, weights=[1.0, 1.0], seed=0, transform=total))
+  assert batch.keys() == {'total'} and batch['total'].shape == ()
+
+
+def test_bad_input_gets_one_sentence():
+  class Ragged(Lazy):
+    def __getitem__(self, index):
+      return {'image': np.zeros((index + 1, 2))}
+
+  with pytest.raises(ValueError, match=r"'image' has shapes \(1, 2\) and \(23, 2\)"):
+    stack(Ragged())
+  with pytest.raises(ValueError, match='same number of rows'):
+    ArraySource({'a': np.zeros(3), 'b': np.zeros(4)})
+  with pytest.raises(ValueError, match='got 0 examples'):
+    training_batches(Lazy(0, 0), 5, seed=0)
+  with pytest.raises(ValueError, match='size 0'):
+    next(evaluation_batches(Lazy(), 0))
+  with pytest.raises(ValueError, match='one positive weight a source'):
+    mixed_training_batches([Lazy()], 4, weights=[1.0, 2.0], seed=0)
