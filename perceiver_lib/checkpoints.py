@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +114,8 @@ class CheckpointStore:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
       _barrier('checkpoint folder')
-      ocp.save(writing / 'state', state)
+      with _quiet():
+        ocp.save(writing / 'state', state)
       if leader:
         manifest = {
           'step': step,
@@ -160,7 +165,8 @@ class CheckpointStore:
         damaged = [name for name, digest in _checksums(path).items() if manifest['files'].pop(name, None) != digest]
         if damaged or manifest['files']:
           raise ValueError(f'files are damaged or missing: {", ".join([*damaged, *manifest["files"]][:3])}.')
-        state = ocp.load(path / 'state', abstract_state)
+        with _quiet():
+          state = ocp.load(path / 'state', abstract_state)
         return Checkpoint(step=manifest['step'], state=state, record=manifest['record']), notes
       except Exception as error:  # a damaged file can surface as any error of json, orbax or tensorstore
         kept = _rename(path, f'unusable_{path.name}')
@@ -202,7 +208,20 @@ def _barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Without the traceback that orbax logs beside the error it raises."""
+  disabled = logging.root.manager.disable
+  logging.disable(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.disable(disabled)
+
+
 def _first_line(error: Exception) -> str:
+  if os.strerror(errno.ENOSPC) in str(error):
+    return f'{os.strerror(errno.ENOSPC)}.'
   line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
   return line if line.endswith('.') else f'{line}.'
 

@@ -6,9 +6,7 @@ import dataclasses
 import functools
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,14 +15,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from perceiver_lib import checkpoints
+from perceiver_lib import checkpoints, sharding
+from perceiver_lib.compilation import enable_compilation_cache as enable_compilation_cache
 from perceiver_lib.progress import Progress
 
 Batch = Mapping[str, Any]
 LossFn = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
-
-MIN_SHARDED_SIZE = 2**14
-"""Arrays with fewer elements are cheaper to hold everywhere than to gather."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -150,9 +146,9 @@ def fit(
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
   loss_of = _functional_loss(graphdef, loss_fn)
   state = _initial_state(params, rest, optimizer, seed, loss_of, example, ema=ema_decay is not None)
-  place = (lambda batch: batch) if mesh is None else _batch_placer(mesh, num_examples)
+  place = (lambda batch: batch) if mesh is None else sharding.batch_placer(mesh, num_examples)
   if mesh is not None:
-    state = jax.device_put(state, jax.tree.map(lambda leaf: _state_sharding(mesh, leaf.shape), state))
+    state = jax.device_put(state, jax.tree.map(lambda leaf: sharding.state_sharding(mesh, leaf.shape), state))
 
   notes, history, start, spent = [], [], 0, {'train': 0.0, 'evaluate': 0.0}
   store = None
@@ -365,70 +361,3 @@ def _next_batch(stream: Iterator[Batch], step: int) -> Batch:
 
 def _shapes(batch: Batch) -> str:
   return ', '.join(f'{name} {np.shape(value)} {np.asarray(value).dtype}' for name, value in batch.items())
-
-
-def _state_sharding(mesh: jax.sharding.Mesh, shape: Sequence[int]) -> jax.sharding.NamedSharding:
-  """Large arrays are split over the mesh axis 'model' along their longest axis that divides evenly."""
-  parts = mesh.shape.get('model', 1)
-  divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
-  names = [None] * len(shape)
-  if parts > 1 and divisible and np.prod(shape) >= MIN_SHARDED_SIZE:
-    names[max(divisible, key=lambda axis: shape[axis])] = 'model'
-  return jax.sharding.NamedSharding(mesh, jax.P(*names))
-
-
-def _batch_placer(mesh: jax.sharding.Mesh, num_examples: int) -> Callable[[Batch], dict[str, jax.Array]]:
-  if any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
-    raise ValueError(
-      "mesh axes must be Auto: jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))."
-    )
-  if (num_examples * jax.process_count()) % mesh.size:
-    raise ValueError(
-      f'A batch of {num_examples * jax.process_count()} examples cannot be split evenly over {mesh.size} devices; '
-      'take a multiple of the number of devices.'
-    )
-  split = jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
-  whole = jax.sharding.NamedSharding(mesh, jax.P())
-
-  def place(batch: Batch) -> dict[str, jax.Array]:
-    return {
-      name: jax.make_array_from_process_local_data(
-        split if np.shape(value)[:1] == (num_examples,) else whole, np.asarray(value)
-      )
-      for name, value in batch.items()
-    }
-
-  return place
-
-
-def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path | None:
-  """Keeps compiled programs on disk, so that the next process does not compile them again.
-
-  Args:
-    directory: by default the environment variable JAX_COMPILATION_CACHE_DIR, or else perceiver_lib/jax in the user's
-      cache folder. Treat its content as code: whoever can write there can run programs as you.
-
-  Returns:
-    The folder, or None after a warning where it cannot be written; everything works without it, more slowly.
-  """
-  default = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'perceiver_lib' / 'jax'
-  directory = Path(directory or os.environ.get('JAX_COMPILATION_CACHE_DIR') or default).expanduser().absolute()
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    writable = os.access(directory, os.W_OK)
-  except OSError:
-    writable = False
-  if not writable:
-    warnings.warn(
-      f'Compiled programs cannot be kept in {directory}, which is not writable; every run compiles anew. Set '
-      'JAX_COMPILATION_CACHE_DIR to a folder of yours.',
-      stacklevel=2,
-    )
-    return None
-  jax.config.update('jax_compilation_cache_dir', str(directory))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  # JAX decides once a process whether it has a cache, at the first compilation, which may have been before this call.
-  from jax.experimental.compilation_cache import compilation_cache
-
-  compilation_cache.reset_cache()
-  return directory

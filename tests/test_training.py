@@ -18,7 +18,7 @@ from flax import nnx
 from perceiver_lib import optimizers
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.metrics import accuracy, correct, evaluate_dataset
-from perceiver_lib.training import NonFiniteLossError, enable_compilation_cache, fit
+from perceiver_lib.training import NonFiniteLossError, fit
 
 NUM_STEPS = 23
 
@@ -383,23 +383,6 @@ def test_same_losses_on_one_and_on_eight_devices():
   assert results['data_shard'] == [7, 4096] and results['model_shard'] == [7, 1024]
   assert "'model'" in results['model_spec'][0] and "'model'" not in results['model_spec'][1]
   assert 'multiple of the number of devices' in results['uneven']
-
-
-def test_compiled_programs_survive_the_process(tmp_path):
-  program = (
-    'import sys, jax; from perceiver_lib.training import enable_compilation_cache; jax.jit(lambda x: x + 1)(0);'
-    'enable_compilation_cache(sys.argv[1]); jax.config.update("jax_persistent_cache_min_compile_time_secs", 0);'
-    'jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()'
-  )
-  environment = os.environ | {'PYTHONPATH': str(Path(__file__).parent.parent)}
-  subprocess.run([sys.executable, '-c', program, str(tmp_path / 'cache')], check=True, env=environment, timeout=120)
-  assert list((tmp_path / 'cache').iterdir())
-
-
-def test_unwritable_compilation_cache_is_a_warning(tmp_path):
-  (tmp_path / 'file').touch()
-  with pytest.warns(UserWarning, match='cannot be kept in .*file/cache'):
-    assert enable_compilation_cache(tmp_path / 'file' / 'cache') is None
 
 
 def test_lamb_follows_the_recipe():
