@@ -148,7 +148,9 @@ def fit(
   state = _initial_state(params, rest, optimizer, seed, loss_of, example, ema=ema_decay is not None)
   place = (lambda batch: batch) if mesh is None else sharding.batch_placer(mesh, num_examples)
   if mesh is not None:
-    state = jax.device_put(state, jax.tree.map(lambda leaf: sharding.state_sharding(mesh, leaf.shape), state))
+    shardings = jax.tree.map(lambda leaf: sharding.state_sharding(mesh, leaf.shape), state)
+    # Not device_put, which refuses typed keys on a mesh of several processes.
+    state = jax.jit(lambda state: state, out_shardings=shardings)(state)
 
   notes, history, start, spent = [], [], 0, {'train': 0.0, 'evaluate': 0.0}
   store = None
