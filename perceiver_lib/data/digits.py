@@ -1,9 +1,9 @@
 """Handwritten digits, 8 x 8 pixels: the test part of UCI optdigits, which scikit-learn ships.
 
 The labels show how it was collected: 14 copies of one form of about 130 digits, filled in one after the other (UCI
-counts 13 writers). The splits are cut where a form begins, so no form lies on two sides. A random split of the same size
-tests on handwriting seen in training and is easier: 3-nearest-neighbours reach 98 to 99 % there and 97 % here, a linear
-classifier 96 to 97 % there and 90 % here.
+counts 13 writers). The splits are cut where a form begins, so no form lies on two sides. A random split of the same
+size tests on handwriting seen in training and is easier: 3-nearest-neighbours reach 98 to 99 % there and 97 % here, a
+linear classifier 96 to 97 % there and 90 % here.
 """
 
 from __future__ import annotations

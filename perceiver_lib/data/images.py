@@ -204,13 +204,8 @@ class _TfdsSource:
     return len(self.rows)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.__getitems__([index])[0]
-
-  def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    rows = [int(self.rows[index]) for index in indices]
-    return [self._normalise(row, example) for row, example in zip(rows, self.source.__getitems__(rows), strict=True)]
-
-  def _normalise(self, row: int, example: Mapping[str, Any]) -> dict[str, Any]:
+    row = self.rows[index]
+    example = self.source[int(row)]
     image_key, label_key = self.keys
     label = example[label_key]
     if self.class_names is not None:
@@ -301,11 +296,12 @@ def _open_split(builder: Any, split: str) -> Any:
 
 def _supervised_keys(builder: Any) -> tuple[str, str]:
   tfds = import_tfds()
-  features = builder.info.features
+  features = dict(builder.info.features.items())
   images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
   labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
   keys = builder.info.supervised_keys or (images[:1] + labels[:1])
-  if len(keys) != 2 or not all(isinstance(key, str) and key in features for key in keys):
+  shapes = [getattr(features.get(key), 'shape', None) for key in keys if isinstance(key, str)]
+  if len(shapes) != 2 or not isinstance(shapes[0], tuple) or len(shapes[0]) not in (2, 3) or shapes[1] != ():
     raise ValueError(
       f'{builder.name!r} is no set of images with one label each; its features are {", ".join(features)}.'
     )

@@ -154,10 +154,13 @@ def _endless(source: Source, seed: tuple[int, int]) -> Any:
 def _grain_batches(
   stream: Any, batch_size: int, seed: int, start_step: int, transform: Transform | None
 ) -> Iterator[Batch]:
+  import grain
+
   batches = stream.batch(batch_size, batch_fn=_stack_examples)
   if transform:
     batches = batches.map_with_index(lambda step, batch: transform(batch, _generator(seed, step)))
-  return iter(batches.slice(slice(start_step, None)).to_iter_dataset())
+  read_ahead = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)  # batches; grain's 500 may not fit in memory
+  return iter(batches.slice(slice(start_step, None)).to_iter_dataset(read_ahead))
 
 
 def _generator(seed: int, step: int) -> np.random.Generator:
