@@ -43,7 +43,7 @@ def _execute(request: dict[str, Any], output: Path) -> dict[str, str]:
   except papermill.PapermillExecutionError as error:
     return {
       'status': 'failed',
-      'message': f'cell [{error.exec_count}] raised {error.ename}: {_first_line(error.evalue)}',
+      'message': f'cell In [{error.exec_count}] raised {error.ename}: {_first_line(error.evalue)}',
     }
   except DeadKernelError:
     return {'status': 'kernel died', 'message': 'the kernel died; most often that means too little memory'}

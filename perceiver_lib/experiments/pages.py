@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_STYLE = """<style>
+# The stock template drops the alt text of pictures and loads require.js from the network.
+_TEMPLATE = """\
+{%- extends 'lab/index.html.j2' -%}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block extra_css %}
+<style>
 body.jp-Notebook { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 .jp-RenderedHTMLCommon { font-size: 1rem; line-height: 1.6; }
-.jp-OutputArea-output img, .jp-RenderedImage img { max-width: 100%; height: auto; }
+.jp-RenderedImage img { max-width: 100%; height: auto; }
 </style>
-</head>"""
+{% endblock %}
+{% block data_png scoped %}
+<div class="jp-RenderedImage jp-OutputArea-output" tabindex="0">
+<img src="data:image/png;base64,{{ output.data['image/png'] }}"
+  alt="{{ (output | get_metadata('alt', 'image/png') or 'A picture without a description') | escape_html }}"
+  {%- set width = output | get_metadata('width', 'image/png') -%}{% if width %} width="{{ width }}"{% endif %}>
+</div>
+{% endblock %}
+"""
 
 
 def write_pages(executed: Path, *, title: str) -> None:
@@ -22,13 +35,9 @@ def write_pages(executed: Path, *, title: str) -> None:
   from nbconvert import HTMLExporter
 
   notebook = nbformat.read(executed, as_version=4)
-  for name, without_code in (('reader.html', True), ('full.html', False)):
+  for name, hidden in (('reader.html', True), ('full.html', False)):
     exporter = HTMLExporter(
-      exclude_input=without_code,
-      exclude_input_prompt=without_code,
-      exclude_output_prompt=without_code,
-      require_js_url='',
-      jquery_url='',
+      raw_template=_TEMPLATE, exclude_input=hidden, exclude_input_prompt=hidden, exclude_output_prompt=hidden
     )
     page, _ = exporter.from_notebook_node(notebook, resources={'metadata': {'name': title}})
-    (executed.parent / name).write_text(page.replace('</head>', _STYLE, 1), encoding='utf-8')
+    (executed.parent / name).write_text(page, encoding='utf-8')

@@ -70,7 +70,7 @@ def learned(folder: Path) -> str:
   lines = ['', f'{head}, {page["time"]}']
   width = max(len(metric['label']) for n in page['notebooks'] for metric in [*n['metrics'], {'label': ''}])
   for notebook in page['notebooks']:
-    mark = {'complete': 'ok  ', 'not run': '-   '}.get(notebook['status'], 'FAIL')
+    mark = {'complete': 'ok  ', 'unfinished': '-   ', 'failed': 'FAIL'}[notebook['mood']]
     lines.append(f'{mark} {notebook["name"]}  {notebook["time"]}')
     if notebook['message']:
       lines.append(f'       {notebook["status"]}: {notebook["message"]}')
@@ -104,6 +104,7 @@ def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
     'name': name,
     'title': title,
     'status': result['status'],
+    'mood': {'complete': 'complete', 'not run': 'unfinished'}.get(result['status'], 'failed'),
     'message': result['message'],
     'seconds': result['seconds'],
     'time': format_duration(result['seconds']) if result['seconds'] else '',
@@ -111,7 +112,7 @@ def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
     'figures': [_figure(place, figure) for figure in manifest.get('figures', [])],
     'pages': [
       (label, f'{name}/{file}')
-      for label, file in (('Read', 'reader.html'), ('With code', 'full.html'), ('Log', 'log.txt'))
+      for label, file in (('Read it', 'reader.html'), ('With code', 'full.html'), ('Log', 'log.txt'))
       if (place / file).is_file()
     ],
     'data': manifest.get('data', []),
@@ -163,17 +164,17 @@ def _gauge(record: Mapping[str, Any]) -> dict[str, float] | None:
   return gauge if not isinstance(baseline, int | float) else {**gauge, 'baseline': place(baseline, 0.0)}
 
 
-def _figure(place: Path, figure: Mapping[str, Any]) -> dict[str, str]:
+def _figure(place: Path, figure: Mapping[str, Any]) -> dict[str, Any]:
   from PIL import Image
 
   path = place / 'figures' / figure['files'][0]
   link = f'{place.name}/figures/{path.name}'
   if not path.is_file():
-    return {'alt': figure['alt'], 'link': link, 'source': ''}
+    return {'alt': figure['alt'], 'link': link, 'source': '', 'wide': False}
   thumbnail = io.BytesIO()
   with Image.open(path) as image:
     picture = image.convert('RGB')
     picture.thumbnail((THUMBNAIL_WIDTH, 4 * THUMBNAIL_WIDTH))
     picture.quantize(128).save(thumbnail, format='PNG', optimize=True)
   source = 'data:image/png;base64,' + base64.b64encode(thumbnail.getvalue()).decode()
-  return {'alt': figure['alt'], 'link': link, 'source': source}
+  return {'alt': figure['alt'], 'link': link, 'source': source, 'wide': picture.width > 2 * picture.height}
