@@ -7,11 +7,12 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Source(Protocol):
   """Random access to examples; each is a dict of NumPy arrays or scalars. grain reads it as it is."""
 
@@ -44,8 +45,12 @@ class Provenance:
 
   def __str__(self) -> str:
     counts = ', '.join(f'{n:,} {split}' for split, n in self.counts.items())
-    lines = [f'{self.name}: {self.kind} data, {counts}', f'  source   {self.source}', f'  licence  {self.licence}',
-             f'  sha256   {self.checksum[:16]}…']
+    lines = [
+      f'{self.name}: {self.kind} data, {counts}',
+      f'  source   {self.source}',
+      f'  licence  {self.licence}',
+      f'  sha256   {self.checksum[:16]}…',
+    ]
     return '\n'.join(lines + ([f'  note     {self.note}'] if self.note else []))
 
 
