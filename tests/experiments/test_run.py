@@ -12,6 +12,7 @@ import pytest
 
 from perceiver_lib.data.base import Provenance
 from perceiver_lib.experiments import RunIncomplete, start_run
+from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import is_blank
 from perceiver_lib.experiments.files import read_json, read_records
@@ -291,6 +292,6 @@ run.log_metric('accuracy', 1.0)
 run.environment()
 run.finish()
 """
-  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=kernel_environment())
   assert done.returncode == 0, done.stderr
   assert 'is complete: 1 metrics' in done.stdout

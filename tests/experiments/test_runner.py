@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from perceiver_lib.experiments import report, runner
+from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json, read_records
 from perceiver_lib.experiments.processes import run_limited
@@ -127,7 +128,9 @@ while os.path.exists({str(slow)!r}):
   write_notebook(notebooks, '01_slow', START, METRIC, wait, FIGURE, 'run.finish()')
   command = [sys.executable, '-m', 'perceiver_lib', 'reproduce', '--profile', 'smoke', '--set', 'seed=3']
   process = subprocess.Popen(
-    [*command, '--notebooks', str(notebooks), '--run-dir', str(mine)], stdout=subprocess.DEVNULL
+    [*command, '--notebooks', str(notebooks), '--run-dir', str(mine)],
+    stdout=subprocess.DEVNULL,
+    env=kernel_environment(),
   )
   deadline = time.monotonic() + 120
   while not (pids.exists() and pids.read_text()) and time.monotonic() < deadline:
@@ -290,8 +293,6 @@ def test_a_disk_that_is_nearly_full_is_noticed_before_the_start(tmp_path, monkey
 
 
 def test_the_kernel_finds_this_library_and_leaves_the_memory_of_the_accelerator_to_others(monkeypatch):
-  from perceiver_lib.experiments.environment import kernel_environment
-
   monkeypatch.setenv('PYTHONPATH', 'mine')
   environment = kernel_environment()
   first, *rest = environment['PYTHONPATH'].split(os.pathsep)

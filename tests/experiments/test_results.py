@@ -1,0 +1,155 @@
+"""Report page and published results, from a run made of files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from perceiver_lib.experiments import report
+from perceiver_lib.experiments.errors import RequestError
+from perceiver_lib.experiments.files import read_json
+from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
+from perceiver_lib.experiments.text import describe_number
+
+
+def metric(
+  name, value, *, band=None, in_band=None, unit='%', baseline='majority class', baseline_value=10.0, paper=None
+):
+  return {'metric': name, 'value': value, 'unit': unit, 'baseline': baseline, 'baseline_value': baseline_value,
+          'paper': paper, 'band': band, 'in_band': in_band}  # fmt: skip
+
+
+def write_run(folder, notebooks=('01_images',), *, profile='demo', value=97.0, status='complete', overrides=None):
+  """A run of complete notebooks, each with one banded and one bare metric, and one figure."""
+  from PIL import Image
+
+  run = {'id': folder.name, 'profile': profile, 'only': [], 'overrides': overrides or {}, 'commit': 'abc',
+         'notebooks': {name: f'About {name} & <more>' for name in notebooks}, 'created': '2026-01-02T03:04:05+00:00',
+         'uncommitted_changes': False}  # fmt: skip
+  environment = {
+    'python': '3.11',
+    'jax': '0.10',
+    'device': 'CPU, 2 cores',
+    'commit': 'abc',
+    'uncommitted_changes': True,
+  }
+  for name in notebooks:
+    place = folder / name
+    (place / 'figures').mkdir(parents=True)
+    Image.effect_noise((30, 20), 99).save(place / 'figures' / 'curve.png')
+    band = {'min': 95.0, 'max': None, 'reason': 'three seeds'}
+    metrics = {
+      'accuracy': metric('accuracy', value, band=band, in_band=value >= 95, paper='78.0 (Table 2)'),
+      'num_parameters': metric('num_parameters', 42135859, unit='', baseline=None, baseline_value=None, paper=42135859),
+    }
+    manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': 3, 'metrics': metrics,
+                'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
+                'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': ['curve.png']}]}  # fmt: skip
+    (place / 'manifest.json').write_text(json.dumps(manifest))
+    (place / 'result.json').write_text(json.dumps({'notebook': name, 'status': status, 'seconds': 61.0, 'message': ''}))
+  (folder / 'run.json').write_text(json.dumps(run))
+  return folder
+
+
+@pytest.fixture
+def project(tmp_path):
+  (tmp_path / 'README.md').write_text(f'# Title\n\n{TABLE_START}\nold\n{TABLE_END}\n\nThe end.\n')
+  return tmp_path
+
+
+def test_publishing_copies_figures_writes_records_and_renews_the_table(project):
+  written = publish(write_run(project / 'runs' / 'a'), project)
+  assert written == ['01_curve.png'] and (project / 'figures' / '01_curve.png').is_file()
+  first, second = read_json(project / 'figures' / 'results.json')
+  assert first == {
+    'notebook': '01_images', 'profile': 'demo', 'metric': 'accuracy', 'value': 97.0, 'unit': '%',
+    'baseline': 'majority class', 'baseline_value': 10.0, 'paper': '78.0 (Table 2)',
+    'band': {'min': 95.0, 'max': None, 'reason': 'three seeds'},
+    'seed': 3, 'device': 'CPU, 2 cores', 'date': '2026-01-02', 'commit': 'abc+',
+  }  # fmt: skip
+  assert second['metric'] == 'num_parameters' and second['value'] == 42135859
+  readme = (project / 'README.md').read_text()
+  assert readme.startswith('# Title\n') and readme.endswith('\nThe end.\n') and 'old' not in readme
+  assert '**97 %** | 10 % (majority class) | 78.0 (Table 2) | ≥ 95 | demo, CPU, 2 cores' in readme
+  assert '**42,135,859** | – | 42,135,859 | – |' in readme
+
+
+def test_records_of_other_notebooks_and_profiles_stay(project):
+  publish(write_run(project / 'a', ('01_images', '02_text')), project)
+  publish(write_run(project / 'b', ('01_images',), profile='full', value=99.0), project)
+  publish(write_run(project / 'c', ('01_images',), value=98.0), project)
+  values = [(row['notebook'], row['profile'], row['value']) for row in read_json(project / 'figures' / 'results.json')]
+  assert [row for row in values if row[2] < 100] == [
+    ('01_images', 'demo', 98.0), ('01_images', 'full', 99.0), ('02_text', 'demo', 97.0)]  # fmt: skip
+  figures = sorted(path.name for path in (project / 'figures').glob('*.png'))
+  assert figures == ['01_curve.full.png', '01_curve.png', '02_curve.png']
+  publish(project / 'c', project)
+  assert len(read_json(project / 'figures' / 'results.json')) == 6
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'profile': 'smoke'}, 'its numbers are not results'),
+    ({'status': 'failed'}, 'not an accepted run: 01_images is not complete'),
+    ({'overrides': {'width': 5}}, 'changed parameters'),
+  ],
+)
+def test_what_is_not_an_accepted_run_is_not_published(project, changes, words):
+  with pytest.raises(RequestError, match=words):
+    publish(write_run(project / 'a', **changes), project)
+  assert not (project / 'figures').exists() and 'old' in (project / 'README.md').read_text()
+
+
+def test_publishing_refuses_a_folder_that_is_no_run_and_a_readme_without_a_place(project):
+  with pytest.raises(RequestError, match='not the folder of a run'):
+    publish(project, project)
+  (project / 'README.md').write_text('# Title\n')
+  with pytest.raises(RequestError, match='needs one line "<!-- results: start -->"'):
+    publish(write_run(project / 'a'), project)
+  assert not (project / 'figures').exists()
+
+
+def test_a_run_with_another_seed_is_an_accepted_run(project):
+  publish(write_run(project / 'a', overrides={'seed': 3}), project)
+  assert read_json(project / 'figures' / 'results.json')
+
+
+def test_the_report_escapes_text_and_places_the_gauge(tmp_path):
+  folder = write_run(tmp_path / 'a', value=90.0)
+  page = report.write_report(folder).read_text()
+  assert 'About 01_images &amp; &lt;more&gt;' in page and 'alt="A &#34;line&#34; &amp; more"' in page
+  [notebook] = report.collect(folder)['notebooks']
+  gauge = notebook['metrics'][0]['gauge']
+  assert 0 < gauge['baseline'] < gauge['value'] < gauge['start'] < 100
+  assert gauge['start'] + gauge['width'] == pytest.approx(100)
+  assert notebook['metrics'][1]['gauge'] is None
+  assert 'outside the band ≥ 95' in page
+  assert notebook['time'] == '1 min 01 s'
+
+
+def test_a_run_that_goes_on_has_a_page_that_says_so(tmp_path):
+  folder = write_run(tmp_path / 'a', ('01_images', '02_text'))
+  (folder / '02_text' / 'result.json').unlink()
+  page = report.collect(folder)
+  assert page['status'] == 'unfinished' and page['complete'] == 1
+  assert 'not run' in report.write_report(folder).read_text()
+
+
+def test_the_newest_run_is_found_by_its_time_and_not_by_its_name(tmp_path):
+  with pytest.raises(RequestError, match='No run in'):
+    report.latest_run(tmp_path)
+  for name, created in (('z', '2026-01-01'), ('a', '2026-03-01'), ('m', '2026-02-01')):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'run.json').write_text(json.dumps({'created': created}))
+  assert report.latest_run(tmp_path).name == 'a'
+
+
+@pytest.mark.parametrize(
+  ('value', 'unit', 'text'),
+  [(42135859, '', '42,135,859'), (97.0, '%', '97 %'), (97.1234, '%', '97.12 %'), (0.000123456, 's', '0.0001235 s'),
+   (12345.678, 'ms', '12,345.68 ms'), ('nan', '%', 'nan %')],
+)  # fmt: skip
+def test_numbers_for_people(value, unit, text):
+  assert describe_number(value, unit) == text

@@ -1,0 +1,146 @@
+"""The command line: help that helps, one sentence for what can't be done, and exit codes that scripts can read."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+import perceiver_lib
+from perceiver_lib import __main__ as command_line
+from perceiver_lib.experiments import report, runner
+from perceiver_lib.experiments.environment import kernel_environment
+from tests.experiments.sequence import GOOD, write_notebook
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+  write_notebook(tmp_path / 'notebooks', '00_good', *GOOD, title='The first')
+  write_notebook(tmp_path / 'notebooks', '01_other', *GOOD, title='The second')
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def call(*arguments):
+  return command_line.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize('command', ['list', 'reproduce', 'report', 'figures', 'lab'])
+def test_every_command_has_help(command, capsys):
+  with pytest.raises(SystemExit) as stop:
+    call(command, '--help')
+  assert stop.value.code == 0
+  assert '--notebooks DIR' in capsys.readouterr().out
+
+
+def test_help_of_reproduce_explains_profiles_and_exit_codes(capsys):
+  with pytest.raises(SystemExit):
+    call('reproduce', '--help')
+  text = capsys.readouterr().out
+  assert all(word in text for word in ('smoke', 'demo', 'full', 'paper', 'exit codes', '130', '--resume', '--set'))
+
+
+def test_list_shows_titles_and_parameters(project, capsys):
+  assert call('list') == 0
+  text = capsys.readouterr().out
+  assert '00_good\n  The first' in text and 'width: int = 3' in text and 'of the tiny model' in text
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['reproduce', '--profile', 'huge'], "Unknown profile 'huge'; choose one of smoke, demo, full, paper."),
+    (['reproduce', '--only', '07'], "No notebook '07'; there are 00_good, 01_other."),
+    (['reproduce', '--set', 'depth=3'], "00_good has no parameter 'depth'"),
+    (['reproduce', '--set', 'width=wide'], "Parameter 'width' must be int; got 'wide'."),
+    (['reproduce', '--set', 'width'], "--set takes NAME=VALUE; got 'width'."),
+    (['reproduce', '--resume', 'nowhere'], 'nowhere is not the folder of a run'),
+    (['reproduce', '--run-dir', 'notebooks'], 'is not empty and stays as it is'),
+    (['report'], 'No run in'),
+    (['figures', '--run', 'notebooks'], 'not the folder of a run'),
+    (['list', '--notebooks', 'elsewhere'], 'No notebooks (NN_topic.ipynb)'),
+  ],
+)
+def test_a_bad_request_is_one_sentence_and_nothing_is_left_behind(project, capsys, arguments, words):
+  assert call(*arguments) == 2
+  captured = capsys.readouterr()
+  assert words in captured.err and captured.err.count('\n') == 1
+  assert [path.name for path in project.iterdir()] == ['notebooks']
+
+
+def test_an_unknown_command_or_option_is_a_usage_error(capsys):
+  for arguments in (['reprodcue'], ['reproduce', '--fast'], []):
+    with pytest.raises(SystemExit) as stop:
+      call(*arguments)
+    assert stop.value.code == 2
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_sentence(project, capsys):
+  (project / 'a_file').write_text('mine')
+  assert call('reproduce', '--run-dir', project / 'a_file' / 'run') == 3
+  captured = capsys.readouterr()
+  assert 'choose another one with --run-dir' in captured.err and captured.err.count('\n') == 1
+  assert (project / 'a_file').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+  ('code', 'words'),
+  [(errno.ENOSPC, 'The disk is full: writing run.json failed'), (errno.EACCES, 'No permission to write')],
+)
+def test_an_error_of_the_disk_is_one_sentence(project, capsys, monkeypatch, code, words):
+  def fail(path, value):
+    raise OSError(code, 'text of the system', path.name)
+
+  monkeypatch.setattr(runner, 'write_json', fail)
+  assert call('reproduce') == 3
+  captured = capsys.readouterr()
+  assert words in captured.err and captured.err.count('\n') == 1
+
+
+def test_reproduce_hands_over_its_options_and_ends_with_the_worst_result(project, capsys, monkeypatch):
+  seen = {}
+
+  def pretend(notebooks, **arguments):
+    seen.update(arguments, notebooks=notebooks)
+    return project / 'runs' / 'a', [runner.Result(notebook='00_good', status='time limit', seconds=1.0)]
+
+  monkeypatch.setattr(runner, 'reproduce', pretend)
+  monkeypatch.setattr(report, 'learned', lambda folder: f'Report: {folder}')
+  options = ['--profile', 'smoke', '--only', '00,01', '--only', '02', '--set', 'seed=3', '--set', 'rate=1=2']
+  assert call('reproduce', *options, '--time-limit', '7') == 4
+  assert seen['only'] == ['00', '01', '02'] and seen['overrides'] == {'seed': '3', 'rate': '1=2'}
+  assert seen['profile'] == 'smoke' and seen['time_limit'] == 7.0 and seen['notebooks'] == project / 'notebooks'
+  assert 'Report: runs/a' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('send', ['SIGINT', 'SIGTERM'])
+def test_an_interrupted_command_says_how_to_go_on(project, send):
+  program = f"""
+import os, signal, sys
+from perceiver_lib import __main__ as command_line
+from perceiver_lib.experiments import runner
+runner.reproduce = lambda *_, **__: os.kill(os.getpid(), signal.{send})
+sys.exit(command_line.main(['reproduce']))"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=kernel_environment())
+  assert done.returncode == 130
+  assert '--resume' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_every_public_name_is_there_and_nothing_heavy_is_imported_for_it():
+  program = """
+import sys
+import perceiver_lib
+names = [getattr(perceiver_lib, name) for name in perceiver_lib.__all__]
+heavy = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'papermill', 'orbax', 'sklearn', 'skimage', 'grain'}
+assert len(names) > 5 and not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+  command = [sys.executable, '-W', 'error', '-c', program]
+  done = subprocess.run(command, capture_output=True, text=True, env=kernel_environment())
+  assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
+  with pytest.raises(AttributeError, match="no attribute 'Perciever'"):
+    _ = perceiver_lib.Perciever
