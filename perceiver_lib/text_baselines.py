@@ -102,8 +102,8 @@ def _hidden_words(windows: np.ndarray, hidden: np.ndarray, valid: np.ndarray) ->
     row[found],
     start[found],
     (stop - start)[found],
-    [shown(word, word - 1) for word in found],
-    [shown(word, word + 1) for word in found],
+    [shown(word, word - 1) for word in found.tolist()],
+    [shown(word, word + 1) for word in found.tolist()],
   )
 
 
@@ -121,8 +121,12 @@ def _with_neighbours(
   back_off: Float64[np.ndarray, 'w 256'], words: _HiddenWords, train: bytes
 ) -> Float64[np.ndarray, 'w 256']:
   """Adds what followed the word before and what preceded the word after to the counts of the back-off."""
-  following = {(word, length): collections.Counter() for word, length in zip(words.before, words.length, strict=True)}
-  preceding = {(word, length): collections.Counter() for word, length in zip(words.after, words.length, strict=True)}
+  following = {
+    (word, length): collections.Counter() for word, length in zip(words.before, words.length.tolist(), strict=True)
+  }
+  preceding = {
+    (word, length): collections.Counter() for word, length in zip(words.after, words.length.tolist(), strict=True)
+  }
   found = train.split()
   for first, second in itertools.pairwise(found):
     if (counter := following.get((first, len(second)))) is not None:
@@ -142,11 +146,11 @@ def _with_neighbours(
   ]
   probabilities = np.empty_like(back_off)
   first = 0
-  for before, after, length in zip(words.before, words.after, words.length, strict=True):
+  for before, after, length in zip(words.before, words.after, words.length.tolist(), strict=True):
     rows = slice(first, first + length)
     sides = [table[neighbour, length] for table, neighbour in zip(side_tables, (before, after), strict=True)]
-    counts = sum(side[0] for side in sides)
-    num_types = max(sum(side[1] for side in sides), 1)
+    counts = sides[0][0] + sides[1][0]
+    num_types = max(sides[0][1] + sides[1][1], 1)
     probabilities[rows] = (counts + num_types * back_off[rows]) / (counts.sum(-1, keepdims=True) + num_types)
     first += length
   return probabilities

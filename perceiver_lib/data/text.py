@@ -30,7 +30,7 @@ class Documents:
   """
 
   data: UInt8[np.ndarray, 'total']
-  borders: Int64[np.ndarray, 'documents+1']
+  borders: Int64[np.ndarray, 'borders']
   names: tuple[str, ...] = ()
 
   @classmethod

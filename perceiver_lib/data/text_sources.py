@@ -141,10 +141,10 @@ def load_tfds(
 ) -> DataSet:
   """A text set of TFDS, such as 'lm1b' or 'imdb_reviews', prepared in the format array_record.
 
-  Its bytes are copied once, example by example, into `byte_corpora` in `data_dir` (or in the folder of the prepared sets
-  of this library) and mapped from there, so it may be larger than memory. Consecutive examples are joined by blank lines
-  into groups, as the paper does with ten documents before it crops (2107.14795, language). A missing test or validation
-  split is a tenth of the train split, from its end.
+  Its bytes are copied once, example by example, into `byte_corpora` in `data_dir` (or in the folder of this library's
+  prepared sets) and mapped from there, so it may be larger than memory. Consecutive examples are joined by blank lines
+  into groups, as the paper does with ten documents before it crops (2107.14795, language). A missing test or
+  validation split is a tenth of the train split, from its end.
 
   Args:
     data_dir: where TFDS finds it; by default where TFDS looks itself.

@@ -1,5 +1,7 @@
 """Own files, prepared corpora and TFDS names."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -103,7 +105,7 @@ def test_a_prepared_tfds_set_becomes_mapped_corpora_once(tmp_path):
   assert all(isinstance(part.data, np.memmap) for part in splits)
   texts = [[text for i in range(len(part)) for text in part[i]['text'].split(b'\n\n')] for part in splits]
   assert [len(part) for part in texts] == [32, 4, 4]
-  assert sorted(sum(texts, [])) == sorted(f'text {i} \u00e9'.encode() for i in range(40))
+  assert sorted(itertools.chain(*texts)) == sorted(f'text {i} \u00e9'.encode() for i in range(40))
   assert data.train[0]['text'].count(b'\n\n') == 2
   assert data.provenance.kind == 'real'
   written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('bytes.bin')}
