@@ -6,6 +6,7 @@ import os
 
 import jax
 
+import tests.typechecker  # noqa: F401 -- the import hook of jaxtyping looks it up as an attribute of `tests`
 from perceiver_lib.training import enable_compilation_cache
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
