@@ -17,7 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.blocks import Adapter
-from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.linear import Linear
+from perceiver_lib.positions import FourierFeatures, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 
 INITIAL_SCALE = 0.02
@@ -62,7 +63,7 @@ class LearnedPositionTable(nnx.Module):
     shape = (math.prod(config.shape), config.num_channels)
     self.table = nnx.Param(table_initializer()(rngs.params(), shape))
     projected = config.num_projected_channels
-    self.projection = None if projected is None else nnx.Linear(config.num_channels, projected, rngs=rngs)
+    self.projection = None if projected is None else Linear(config.num_channels, projected, rngs=rngs)
     self.num_channels = projected or config.num_channels
 
   def __call__(self, position: Int[Array, 'b m p']) -> Float[Array, 'b m c']:
@@ -77,6 +78,35 @@ class LearnedPositionTable(nnx.Module):
     index = sum(position[..., axis] * stride for axis, stride in enumerate(strides))
     channels = self.table[...][index]
     return channels if self.projection is None else self.projection(channels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FactoredPositions:
+  """A trainable vector for every coordinate of every axis, summed over the axes (perceiver-ar's images: x, y, channel).
+
+  Attributes:
+    shape: entries along each axis; positions are integer coordinates `[b, m, len(shape)]`.
+    num_channels: width of every table.
+  """
+
+  shape: tuple[int, ...]
+  num_channels: int
+
+  def build(self, rngs: nnx.Rngs) -> FactoredPositionTables:
+    return FactoredPositionTables(self, rngs=rngs)
+
+
+class FactoredPositionTables(nnx.Module):
+  def __init__(self, config: FactoredPositions, *, rngs: nnx.Rngs):
+    self.axes = nnx.List(
+      [LearnedPositions(shape=(size,), num_channels=config.num_channels).build(rngs) for size in config.shape]
+    )
+
+  def __call__(self, position: Int[Array, 'b m p']) -> Float[Array, 'b m c']:
+    """Raises a ValueError for positions that are not integers or have another number of axes than there are tables."""
+    if position.shape[-1] != len(self.axes):
+      raise ValueError(f'Tables for {len(self.axes)} axes need positions [b, m, {len(self.axes)}]; got {position.shape}.')
+    return sum(table(position[..., axis, None]) for axis, table in enumerate(self.axes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +142,7 @@ class FeatureAdapter(nnx.Module):
   def __init__(self, config: FeatureAdapterConfig, *, rngs: nnx.Rngs):
     self.config = config
     projected = config.num_projected_channels
-    self.projection = None if projected is None else nnx.Linear(config.num_values, projected, rngs=rngs)
+    self.projection = None if projected is None else Linear(config.num_values, projected, rngs=rngs)
     self.position = config.position.build(rngs) if isinstance(config.position, LearnedPositions) else config.position
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
@@ -126,7 +156,10 @@ class FeatureAdapter(nnx.Module):
     return channels if self.position is None else jnp.concatenate([channels, embed_position(self.position, tokens)], -1)
 
 
-def embed_position(embed: FourierFeatures | LearnedPositionTable, tokens: Tokens) -> Float[Array, 'b m c']:
+PositionEmbedding = FourierFeatures | SinusoidalPositions | LearnedPositionTable | FactoredPositionTables
+
+
+def embed_position(embed: PositionEmbedding, tokens: Tokens) -> Float[Array, 'b m c']:
   """Position channels for every example; computed once where all examples share their positions."""
   if tokens.position is None:
     raise ValueError('This adapter embeds positions; got tokens without a position.')
@@ -141,16 +174,18 @@ class EmbeddingAdapterConfig:
   Attributes:
     num_embeddings: vocabulary size.
     num_channels: width of both tables.
-    position: a learned table of the same width, added; None = no absolute positions (rotary models).
+    position: vectors of the same width, added; None = no absolute positions (rotary models).
   """
 
   num_embeddings: int
   num_channels: int
-  position: LearnedPositions | None = None
+  position: LearnedPositions | FactoredPositions | SinusoidalPositions | None = None
 
   def __post_init__(self):
     position = self.position
-    width = None if position is None else position.num_projected_channels or position.num_channels
+    width = None if position is None else position.num_channels
+    if isinstance(position, LearnedPositions):
+      width = position.num_projected_channels or position.num_channels
     if width not in (None, self.num_channels):
       raise ValueError(f'Added positions must be {self.num_channels} channels wide, as the embedding; got {width}.')
 
@@ -163,7 +198,8 @@ class EmbeddingAdapter(nnx.Module):
     self.config = config
     shape = (config.num_embeddings, config.num_channels)
     self.embedding = nnx.Param(table_initializer()(rngs.params(), shape))
-    self.position = None if config.position is None else config.position.build(rngs)
+    trained = isinstance(config.position, LearnedPositions | FactoredPositions)
+    self.position = config.position.build(rngs) if trained else config.position
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
     if tokens.values.ndim != 2 or not jnp.issubdtype(tokens.values.dtype, jnp.integer):

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.capture import recorder
+from perceiver_lib.linear import Linear
 from perceiver_lib.positions import Rotary
 from perceiver_lib.streaming import (
   Dropout,
@@ -27,18 +29,20 @@ from perceiver_lib.streaming import (
 )
 from perceiver_lib.tokens import Tokens
 
-DENSE_LOGITS = 2**24
-"""Up to this many logits (64 MiB) attention is dense: on CPU streaming gains nothing below it."""
+DENSE_LOGITS = {'cpu': 2**20, 'gpu': 2**26, 'tpu': 2**26}
+"""Up to this many logits attention is dense. On CPU a chunk that stays in the cache is faster from 4 MiB on."""
 
-CHUNK_LOGITS = 2**21
-"""The logits of one streamed chunk, 8 MiB: about 1,024 tokens for 256 latents of 8 heads."""
+CHUNK_LOGITS = {'cpu': 2**19, 'gpu': 2**24, 'tpu': 2**24}
+"""The logits of one streamed chunk; on CPU 256 tokens for 256 latents of 8 heads."""
 
 
-def choose_chunk_size(num_rows: int, num_keys: int) -> int | None:
+def choose_chunk_size(num_rows: int, num_keys: int, platform: str | None = None) -> int | None:
   """Keys a chunk for `num_rows` = batch x heads x queries, or None for the dense path."""
-  if num_rows * num_keys <= DENSE_LOGITS:
+  platform = platform or jax.default_backend()
+  if num_rows * num_keys <= DENSE_LOGITS.get(platform, DENSE_LOGITS['gpu']):
     return None
-  power_of_two = 2 ** (max(CHUNK_LOGITS // num_rows, 1).bit_length() - 1)
+  logits = CHUNK_LOGITS.get(platform, CHUNK_LOGITS['gpu'])
+  power_of_two = 2 ** (max(logits // num_rows, 1).bit_length() - 1)
   return min(max(power_of_two, 128), 4096)
 
 
@@ -145,10 +149,10 @@ class Attention(nnx.Module):
     if rotary is not None:
       rotary.check(qk_channels // num_heads)
     self.num_heads, self.dropout, self.rotary = num_heads, dropout, rotary
-    self.query = nnx.Linear(num_query_channels, qk_channels, rngs=rngs)
-    self.key = nnx.Linear(num_input_channels, qk_channels, rngs=rngs)
-    self.value = nnx.Linear(num_input_channels, v_channels, rngs=rngs)
-    self.output = nnx.Linear(v_channels, num_output_channels, rngs=rngs)
+    self.query = Linear(num_query_channels, qk_channels, rngs=rngs)
+    self.key = Linear(num_input_channels, qk_channels, rngs=rngs)
+    self.value = Linear(num_input_channels, v_channels, rngs=rngs)
+    self.output = Linear(v_channels, num_output_channels, rngs=rngs)
 
   def project_queries(self, channels: Float[Array, 'b i f'], position: Array | None) -> Float[Array, 'b h i k']:
     return rotated(split_heads(self.query(channels), self.num_heads), position, self.rotary)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.attention import Attention, KeyValueReader, read
 from perceiver_lib.capture import named, recording
+from perceiver_lib.linear import Linear
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 
@@ -93,8 +94,8 @@ class MLP(nnx.Module):
 
   def __init__(self, num_channels: int, config: LayerConfig, *, rngs: nnx.Rngs):
     self.activation = config.activation
-    self.up = nnx.Linear(num_channels, config.widening_factor * num_channels, rngs=rngs)
-    self.down = nnx.Linear(config.widening_factor * num_channels, num_channels, rngs=rngs)
+    self.up = Linear(num_channels, config.widening_factor * num_channels, rngs=rngs)
+    self.down = Linear(config.widening_factor * num_channels, num_channels, rngs=rngs)
 
   @jax.named_scope('mlp')
   def __call__(self, channels: Float[Array, 'b i d']) -> Float[Array, 'b i d']:

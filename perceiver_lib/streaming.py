@@ -158,7 +158,7 @@ def streamed_attend(
 ) -> tuple[Float[Array, 'b h i v'], Float[Array, 'b h i']]:
   """Attention over all tokens of all streams in one softmax, and the log-sum-exp of its logits (no gradient)."""
   probe = streams[0]
-  num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, 0, 1)[0]))[1].shape[-1]
+  num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, jnp.int32(0), 1)[0]))[1].shape[-1]
   state, first = PartialSoftmax.empty(q.shape[:3], num_value_channels), 0
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)

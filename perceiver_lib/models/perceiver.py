@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, table_initializer
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.capture import named
+from perceiver_lib.linear import Linear
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens
 
@@ -132,7 +133,7 @@ class Perceiver(nnx.Module):
         for _ in range(num_distinct(config.num_blocks, config.block_sharing))
       ]
     )
-    self.head = nnx.Linear(d, config.num_outputs, rngs=rngs)
+    self.head = Linear(d, config.num_outputs, rngs=rngs)
 
   def encode(
     self,

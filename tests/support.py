@@ -1,0 +1,53 @@
+"""What tests of the models share: tolerances, stated once, and parameters set from golden files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+ROUNDING = 1e-6
+"""Two float32 computations of the same thing: largest difference over the largest magnitude."""
+
+GOLDEN = 2e-6
+"""A float32 model of a few layers against the float64 statement of its maths, measured in the same way."""
+
+
+def assert_close(actual, expected, tolerance: float = ROUNDING) -> None:
+  """Every leaf agrees within `tolerance` of its largest magnitude."""
+  actual_leaves, actual_structure = jax.tree.flatten(actual)
+  expected_leaves, expected_structure = jax.tree.flatten(expected)
+  assert actual_structure == expected_structure
+  for a, e in zip(actual_leaves, expected_leaves, strict=True):
+    a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+    assert a.shape == e.shape
+    np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, np.abs(e).max(initial=0.0)))
+
+
+def set_parameters(module: nnx.Module, parameters: Mapping[str, np.ndarray]) -> None:
+  """Sets every parameter of a module from dotted paths; refuses a path that is missing, left over or of another shape."""
+  flat = {'.'.join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+  assert set(flat) == set(parameters), sorted(set(flat) ^ set(parameters))
+  for path, param in flat.items():
+    assert param.shape == parameters[path].shape, path
+  state = nnx.from_flat_state(
+    [(path, nnx.Param(jnp.asarray(parameters['.'.join(map(str, path))], jnp.float32)))
+     for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
+  )
+  nnx.update(module, state)
+
+
+def renamed(parameters: Mapping[str, np.ndarray], **prefixes: str) -> dict[str, np.ndarray]:
+  """Golden paths under the library's names: `encoder` and `processor` parts sit at the top of a model."""
+  names = {'encoder.latents': 'latents', 'encoder.cross_attends': 'cross_attends', 'processor.layers': 'blocks.0.layers'}
+  result = {}
+  for path, array in parameters.items():
+    for old, new in (names | prefixes).items():
+      if path == old or path.startswith(old + '.'):
+        path = new + path[len(old) :]
+        break
+    result[path] = array
+  return result
