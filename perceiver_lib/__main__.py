@@ -135,7 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except ImportError as error:
     return _say(f'{error}: install the notebook side with: pip install -r requirements.txt', errors.EXIT_BAD_REQUEST)
   except KeyboardInterrupt:
-    return _say('Interrupted; continue with: python -m perceiver_lib reproduce --resume DIR', errors.EXIT_INTERRUPTED)
+    return _say(
+      'Interrupted; continue with: python -m perceiver_lib reproduce --resume <run folder>', errors.EXIT_INTERRUPTED
+    )
 
 
 def _say(sentence: str, code: int) -> int:

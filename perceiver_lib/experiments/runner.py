@@ -112,6 +112,7 @@ def reproduce(
       )
     if resume is None:
       _write_run_record(folder, profile, only, overrides, selected)
+    say(f'Run folder: {folder}')
     results = []
     for number, notebook in enumerate(selected, 1):
       say(f'[{number}/{len(selected)}] {notebook.name}  ({profile})')
