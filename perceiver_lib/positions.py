@@ -67,6 +67,34 @@ class FourierFeatures:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SinusoidalPositions:
+  """Fixed sines, then cosines, of a coordinate over wavelengths from 2 pi to 2 pi x base (Vaswani et al. 2017).
+
+  The order and the series are those of `generate_sinusoidal_features` in perceiver-ar `perceiver_ar_model.py`.
+
+  Attributes:
+    num_channels: even, at least 4.
+    base: ratio of the longest wavelength to the shortest.
+  """
+
+  num_channels: int
+  base: float = 10_000.0
+
+  def __post_init__(self):
+    if self.num_channels < 4 or self.num_channels % 2:
+      raise ValueError(f'Sinusoidal positions need an even number of channels, 4 or more; got {self.num_channels}.')
+
+  def __call__(self, position: Num[Array, 'b m p']) -> Float[Array, 'b m c']:
+    """Raises a ValueError unless positions have one axis."""
+    if position.shape[-1] != 1:
+      raise ValueError(f'Sinusoidal positions need positions [b, m, 1]; got shape {position.shape}.')
+    num_bands = self.num_channels // 2
+    frequencies = (self.base ** (-np.arange(num_bands) / (num_bands - 1))).astype(np.float32)
+    angles = position.astype(jnp.float32) * frequencies[None, None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rotary:
   """Rotates pairs of query and key channels by an angle proportional to position (RoFormer, arXiv 2104.09864).
 
