@@ -1,0 +1,473 @@
+"""Tokens one after another from a causal model: the cache, sampling, one compiled loop, and beam search.
+
+What a model must offer is small (`CachedModel`): read a history at once, and append one token. The loop knows nothing
+else of it. A window bounds the cache. While the window has room, cached logits are those of a recomputation with the
+same start; when it is full, the history is read again from scratch (perceiver-ar `sample_utils.py`), so that no cached
+value ever holds what has slid out of the window.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from perceiver_lib.streaming import MASKED_LOGIT
+from perceiver_lib.tokens import Tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentWindow:
+  """How much a generation remembers, and when it starts afresh.
+
+  A start reads the newest `keep` tokens with the last `num_start_latents` of them as latents. Every further token
+  is one more latent, until there are `num_latents`; then the next start drops the oldest tokens and the oldest latents,
+  and positions that the model counts itself begin at 0 again. Few start latents mean few starts and little depth behind
+  the first tokens; as many as `num_latents` mean a start, hence no use of the cache, for every token.
+
+  Attributes:
+    context_length: tokens that are ever attended to.
+    num_latents: most latents.
+    num_start_latents: latents of a start; perceiver-ar takes half.
+  """
+
+  context_length: int
+  num_latents: int
+  num_start_latents: int
+
+  def __post_init__(self):
+    if not 1 <= self.num_start_latents <= self.num_latents <= self.context_length:
+      raise ValueError(
+        'A window needs 1 <= num_start_latents <= num_latents <= context_length; got '
+        f'{self.num_start_latents}, {self.num_latents} and {self.context_length}.'
+      )
+
+  @property
+  def room(self) -> int:
+    """Tokens that can be appended after a start."""
+    return self.num_latents - self.num_start_latents
+
+  @property
+  def keep(self) -> int:
+    """Tokens that a start reads at most."""
+    return self.context_length - self.room
+
+
+class CachedModel(Protocol):
+  """What generation asks of a model; `PerceiverAR` documents the two methods."""
+
+  def start(self, history: Tokens, window: Any, *, room: int) -> tuple[Any, Float[Array, 'b e']]: ...
+
+  def step(self, cache: Any, tokens: Tokens) -> tuple[Any, Float[Array, 'b e']]: ...
+
+
+KeysAndValues = tuple[Float[Array, 'b h j k'], Float[Array, 'b h j v']]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenCache:
+  """Keys and values of every attention at fixed shapes, with room for tokens at the end.
+
+  Attributes:
+    layers: the cross-attend first, then the self-attends.
+    context_valid, latent_valid: `[b, j]`, which columns of the first and of all other layers hold something.
+    num_steps: tokens appended since the start.
+    position: `[b, 1]` of the next token, as the model counts.
+    room: tokens that fit in all.
+  """
+
+  layers: tuple[KeysAndValues, ...]
+  context_valid: Bool[Array, 'b j']
+  latent_valid: Bool[Array, 'b n']
+  num_steps: Int[Array, '']
+  position: Int[Array, 'b 1']
+  room: int = dataclasses.field(metadata={'static': True})
+
+  def extended(self, layer: int, k: Float[Array, 'b h 1 k'], v: Float[Array, 'b h 1 v']) -> KeysAndValues:
+    """A layer's keys and values with those of the next token in their place."""
+    keys, values = self.layers[layer]
+    return self.appended(keys, k), self.appended(values, v)
+
+  def appended(self, array: Array, entry: Array) -> Array:
+    """Writes `[b, h, 1, c]` or `[b, 1]` into the next column of `[b, h, j, c]` or `[b, j]`."""
+    axis = 2 if array.ndim == 4 else 1
+    column = array.shape[axis] - self.room + self.num_steps
+    return jax.lax.dynamic_update_slice_in_dim(array, entry, column, axis=axis)
+
+
+def with_room(k: Float[Array, 'b h j k'], v: Float[Array, 'b h j v'], room: int) -> KeysAndValues:
+  """Keys and values with empty columns at the end."""
+  pad = ((0, 0), (0, 0), (0, room), (0, 0))
+  return jnp.pad(k, pad), jnp.pad(v, pad)
+
+
+def attend_cache(
+  q: Float[Array, 'b h 1 k'],
+  k: Float[Array, 'b h j k'],
+  v: Float[Array, 'b h j v'],
+  valid: Bool[Array, 'b j'],
+) -> Float[Array, 'b h 1 v']:
+  """Attention of the newest token over a cache. Everything cached is in its past, and nothing there is NaN."""
+  logits = jnp.einsum('bhik,bhjk->bhij', q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
+  weights = jax.nn.softmax(jnp.where(valid[:, None, None], logits, MASKED_LOGIT), axis=-1)
+  return jnp.einsum('bhij,bhjv->bhiv', weights.astype(v.dtype), v)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+  """How a token is drawn from logits, in this order: temperature, the `top_k` likeliest, then `top_p` of the rest.
+
+  Attributes:
+    temperature: divides the logits; 0 = the likeliest token, always.
+    top_k: how many tokens stay (ties go to smaller ids), None = all.
+    top_p: the fewest likeliest tokens with at least this probability stay (nucleus, arXiv 1904.09751), None = all.
+  """
+
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float | None = None
+
+  def __post_init__(self):
+    bad_k = self.top_k is not None and self.top_k < 1
+    bad_p = self.top_p is not None and not 0 < self.top_p <= 1
+    if self.temperature < 0 or bad_k or bad_p:
+      raise ValueError(
+        f'A sampler needs temperature >= 0, top_k >= 1 and top_p in (0, 1]; got {self.temperature}, {self.top_k} '
+        f'and {self.top_p}.'
+      )
+
+  def filtered(self, logits: Float[Array, 'b e']) -> Float[Array, 'b e']:
+    """The logits that are drawn from; -inf for tokens that never are."""
+    if self.temperature == 0:
+      best = jnp.arange(logits.shape[-1])[None] == jnp.argmax(logits, axis=-1, keepdims=True)
+      return jnp.where(best, logits, -jnp.inf)
+    logits = logits.astype(jnp.float32) / self.temperature
+    if self.top_k is None and self.top_p is None:
+      return logits
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(logits, order, axis=-1)
+    if self.top_k is not None:
+      ranked = jnp.where(jnp.arange(ranked.shape[-1])[None] < self.top_k, ranked, -jnp.inf)
+    if self.top_p is not None:
+      probability = jax.nn.softmax(ranked, axis=-1)
+      ranked = jnp.where(jnp.cumsum(probability, axis=-1) - probability < self.top_p, ranked, -jnp.inf)
+    return jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
+
+  def __call__(self, logits: Float[Array, 'b e'], keys: Array) -> Int[Array, 'b']:
+    """One token a row, with one random key a row."""
+    if self.temperature == 0:
+      return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, self.filtered(logits)).astype(jnp.int32)
+
+
+GREEDY = Sampler(temperature=0.0)
+
+
+class Generated(NamedTuple):
+  """Attributes: `tokens` [b, t], padded behind each row's end; `lengths` [b], with a stop sequence included."""
+
+  tokens: Int[np.ndarray, 'b t']
+  lengths: Int[np.ndarray, 'b']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+  """What is compiled into a generation."""
+
+  window: Any
+  room: int
+  sampler: Sampler
+  pad_token: int
+
+
+class _Constants(NamedTuple):
+  key: Array
+  prompt_lengths: Int[Array, 'b']
+  stops: Int[Array, 's l'] | None
+  allowed: Bool[Array, 't e'] | None
+  positions: Int[Array, 'b m p'] | None
+
+
+class _State(NamedTuple):
+  tokens: Int[Array, 'b m']
+  valid: Bool[Array, 'b m']
+  length: Int[Array, '']
+  num_generated: Int[Array, '']
+  finished: Bool[Array, 'b']
+  lengths: Int[Array, 'b']
+  tail: Int[Array, 'b l']
+  cache: Any
+
+
+def generate(model: nnx.Module, prompts: Int[Array, 'b m'], **settings: Any) -> Generated:
+  """All new tokens at once; the arguments are those of `stream`, and `num_tokens` is needed."""
+  chunks, lengths = [], None
+  for chunk in stream(model, prompts, **({'chunk_size': settings.get('num_tokens')} | settings)):
+    chunks.append(chunk.tokens)
+    lengths = chunk.lengths
+  tokens = np.concatenate(chunks, axis=1)
+  missing = settings['num_tokens'] - tokens.shape[1]
+  return Generated(np.pad(tokens, ((0, 0), (0, missing)), constant_values=settings.get('pad_token', 0)), lengths)
+
+
+def stream(
+  model: nnx.Module,
+  prompts: Int[Array, 'b m'],
+  *,
+  window: Any,
+  num_tokens: int,
+  valid: Bool[Array, 'b m'] | None = None,
+  sampler: Sampler = GREEDY,
+  seed: int = 0,
+  stop: Sequence[Sequence[int]] = (),
+  allowed: Bool[Array, 't e'] | None = None,
+  positions: Int[Array, 'b n p'] | None = None,
+  pad_token: int = 0,
+  chunk_size: int = 16,
+) -> Iterator[Generated]:
+  """New tokens a few at a time, for a live display: the device works without Python for a whole chunk.
+
+  Args:
+    model: a `CachedModel`.
+    prompts: ids, padded on either side, with at least one valid token a row.
+    window: how much is remembered, such as a `LatentWindow`.
+    num_tokens: most new tokens.
+    valid: which of the prompts' tokens exist; None = all.
+    sampler: how a token is drawn.
+    seed: of the draws. They depend on the seed, the row and the number of the token, and on nothing else.
+    stop: sequences of ids that end a row once it has generated them.
+    allowed: which ids may be drawn, the same at every new token (t = 1) or for each of them (t = num_tokens).
+    positions: of every token of a row, prompt and continuation, in order; None = the model counts.
+    pad_token: what follows the end of a row.
+    chunk_size: most tokens a chunk.
+
+  Yields:
+    The next tokens `[b, up to chunk_size]`, and the lengths so far; no more once every row has ended.
+
+  Raises:
+    ValueError: before the first token, for arguments that do not fit.
+  """
+  prompts = np.asarray(prompts)
+  valid = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid)
+  if prompts.ndim != 2 or valid.shape != prompts.shape or not valid.any(axis=1).all():
+    raise ValueError(
+      f'Prompts must be ids [batch, length], each with a valid token; got shapes {prompts.shape} and {valid.shape}.'
+    )
+  if num_tokens < 1 or chunk_size < 1:
+    raise ValueError(f'num_tokens and chunk_size must be 1 or more; got {num_tokens} and {chunk_size}.')
+  b = len(prompts)
+  prompt_lengths = valid.sum(axis=1)
+  if allowed is not None and (allowed.shape[0] not in (1, num_tokens) or not np.asarray(allowed).any(axis=1).all()):
+    raise ValueError(f'allowed must be [1 or {num_tokens}, vocabulary] with an id in each row; got {allowed.shape}.')
+  if positions is not None:
+    needed = int(prompt_lengths.max()) + num_tokens
+    if positions.shape[0] not in (1, b) or positions.shape[1] < needed:
+      raise ValueError(f'positions must be [{b} or 1, at least {needed}, axes]; got {positions.shape}.')
+    positions = jnp.broadcast_to(jnp.asarray(positions), (b, *positions.shape[1:]))
+  if any(not len(sequence) for sequence in stop):
+    raise ValueError('A stop sequence needs at least one id; got an empty one.')
+
+  # Rows end together on the right, so that one column is the next token of all of them.
+  order = np.argsort(valid, axis=1, kind='stable')
+  length = int(prompt_lengths.max())
+  columns = [np.take_along_axis(array, order, axis=1)[:, -length:] for array in (prompts, valid)]
+  total = length + num_tokens
+  width = min(length, window.keep)
+  refill_width = min(window.keep, total - 1)
+  spare = max(refill_width - length, 0)
+  longest_stop = max(map(len, stop), default=0)
+  stops = np.full((len(stop), longest_stop), -1, np.int32)
+  for row, sequence in zip(stops, stop, strict=True):
+    row[longest_stop - len(sequence) :] = sequence
+  constants = _Constants(
+    key=jax.random.key(seed),
+    prompt_lengths=jnp.asarray(prompt_lengths, jnp.int32),
+    stops=jnp.asarray(stops) if len(stop) else None,
+    allowed=None if allowed is None else jnp.asarray(allowed),
+    positions=positions,
+  )
+  state = _State(
+    tokens=jnp.asarray(np.pad(columns[0], ((0, 0), (spare, num_tokens))), jnp.int32),
+    valid=jnp.asarray(np.pad(columns[1], ((0, 0), (spare, num_tokens)))),
+    length=jnp.int32(spare + length),
+    num_generated=jnp.int32(0),
+    finished=jnp.zeros(b, bool),
+    lengths=jnp.zeros(b, jnp.int32),
+    tail=jnp.full((b, longest_stop), -1, jnp.int32),
+    cache=None,
+  )
+  room = min(window.room, num_tokens - 1)
+  plan = _Plan(window=window, room=room, sampler=sampler, pad_token=pad_token)
+  return _chunks(model, plan, constants, state, num_tokens, chunk_size, (width, refill_width), spare + length)
+
+
+def _chunks(model, plan, constants, state, num_tokens, chunk_size, widths, first) -> Iterator[Generated]:
+  graphdef, params = nnx.split(model)
+  width, refill_width = widths
+  done, room = 0, 0
+  while done < num_tokens:
+    before, target, ended = done, min(done + chunk_size, num_tokens), False
+    while done < target and not ended:
+      if room == 0:
+        state = _start(params, constants, state._replace(cache=None), graphdef=graphdef, plan=plan, width=width)
+        done, room, width = done + 1, plan.room, refill_width
+      else:
+        count = min(room, target - done)
+        state = _advance(params, constants, state, jnp.int32(done + count), graphdef=graphdef, plan=plan)
+        done, room = done + count, room - count
+      ended = constants.stops is not None and bool(state.finished.all())
+    tokens, lengths = jax.device_get((state.tokens, state.lengths))
+    stop = int(lengths.max()) if ended else done
+    yield Generated(tokens[:, first + before : first + stop], lengths)
+    if ended:
+      return
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'plan', 'width'), donate_argnames='state')
+def _start(params, constants: _Constants, state: _State, *, graphdef, plan: _Plan, width: int) -> _State:
+  """Reads the newest `width` columns and draws one token."""
+  model: CachedModel = nnx.merge(graphdef, params)
+  first = state.length - width
+  valid = jax.lax.dynamic_slice_in_dim(state.valid, first, width, axis=1)
+  position = None
+  if constants.positions is not None:
+    index = jax.lax.dynamic_slice_in_dim(jnp.cumsum(state.valid, axis=1, dtype=jnp.int32) - 1, first, width, axis=1)
+    position = jnp.take_along_axis(constants.positions, jnp.maximum(index, 0)[..., None], axis=1)
+  values = jax.lax.dynamic_slice_in_dim(state.tokens, first, width, axis=1)
+  history = Tokens(values=values, position=position, valid=valid)
+  cache, logits = model.start(history, plan.window, room=plan.room)
+  return _draw(state._replace(cache=cache), logits, constants, plan)
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'plan'), donate_argnames='state')
+def _advance(params, constants: _Constants, state: _State, target: Array, *, graphdef, plan: _Plan) -> _State:
+  """Appends and draws until there are `target` new tokens or every row has ended."""
+  model: CachedModel = nnx.merge(graphdef, params)
+
+  def unfinished(state: _State) -> Array:
+    return (state.num_generated < target) & ~jnp.all(state.finished)
+
+  def append_and_draw(state: _State) -> _State:
+    newest = jax.lax.dynamic_slice_in_dim(state.tokens, state.length - 1, 1, axis=1)
+    position = None
+    if constants.positions is not None:
+      index = constants.prompt_lengths + state.num_generated - 1
+      position = jnp.take_along_axis(constants.positions, index[:, None, None], axis=1)
+    cache, logits = model.step(state.cache, Tokens(values=newest, position=position))
+    return _draw(state._replace(cache=cache), logits, constants, plan)
+
+  return jax.lax.while_loop(unfinished, append_and_draw, state)
+
+
+def _draw(state: _State, logits: Float[Array, 'b e'], constants: _Constants, plan: _Plan) -> _State:
+  if constants.allowed is not None:
+    row = jnp.minimum(state.num_generated, constants.allowed.shape[0] - 1)
+    logits = jnp.where(constants.allowed[row][None], logits, -jnp.inf)
+  b = logits.shape[0]
+  step_key = jax.random.fold_in(constants.key, state.num_generated)
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(b))
+  token = jnp.where(state.finished, plan.pad_token, plan.sampler(logits, keys))
+  going = ~state.finished
+  tail, finished = state.tail, state.finished
+  if constants.stops is not None:
+    tail = jnp.concatenate([tail[:, 1:], token[:, None]], axis=1)
+    stops = constants.stops[None]
+    ended = jnp.any(jnp.all((stops < 0) | (stops == tail[:, None]), axis=-1), axis=-1)
+    finished = finished | ended
+  return state._replace(
+    tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.length, axis=1),
+    valid=jax.lax.dynamic_update_slice_in_dim(state.valid, jnp.ones((b, 1), bool), state.length, axis=1),
+    length=state.length + 1,
+    num_generated=state.num_generated + 1,
+    finished=finished,
+    lengths=state.lengths + going.astype(jnp.int32),
+    tail=tail,
+  )
+
+
+class Beams(NamedTuple):
+  """Attributes: `tokens` [b, k, t], best beam first, padded behind the end; the others are [b, k]."""
+
+  tokens: Int[Array, 'b k t']
+  log_probabilities: Float[Array, 'b k']
+  scores: Float[Array, 'b k']
+  lengths: Int[Array, 'b k']
+
+
+def beam_search(
+  step: Callable[[Any, Int[Array, 'r']], tuple[Any, Float[Array, 'r e']]],
+  cache: Any,
+  logits: Float[Array, 'b e'],
+  *,
+  num_beams: int,
+  num_tokens: int,
+  end_token: int,
+  pad_token: int = 0,
+  length_penalty: float = 0.0,
+) -> Beams:
+  """The likeliest continuations that a beam of `num_beams` finds; one scan, to be called inside jit.
+
+  Args:
+    step: appends one token to each of `b x num_beams` rows: `(cache, tokens) -> (cache, logits)`.
+    cache: for b rows after their prompts. Arrays lead with the rows; scalars are shared by all of them.
+    logits: of the token behind the prompts.
+    num_beams: kept after each token.
+    num_tokens: most new tokens; `step` is called one time fewer.
+    end_token: ends a beam, and counts in its length.
+    pad_token: what follows the end.
+    length_penalty: a of the score log p / ((5 + length) / 6)^a (Wu et al. 2016, section 7); 0 = log p.
+  """
+  b, num_outputs = logits.shape
+  batch = jnp.arange(b)[:, None]
+
+  def rows(tree: Any, parent: Int[Array, 'b k']) -> Any:
+    index = (batch * num_beams + parent).reshape(-1)
+    return jax.tree.map(lambda leaf: leaf if leaf.ndim == 0 else leaf[index], tree)
+
+  def select(beams: Beams, finished: Array, logits: Array, place: Array) -> tuple[Beams, Array, Array]:
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(b, -1, num_outputs)
+    only_pad = jnp.where(jnp.arange(num_outputs) == pad_token, 0.0, -jnp.inf)
+    log_p = jnp.where(finished[..., None], only_pad[None, None], log_p)
+    total = beams.log_probabilities[..., None] + log_p
+    lengths = beams.lengths + (~finished).astype(jnp.int32)
+    scores = total / (((5.0 + lengths.astype(jnp.float32)) / 6.0) ** length_penalty)[..., None]
+    best, flat = jax.lax.top_k(scores.reshape(b, -1), num_beams)
+    parent, token = flat // num_outputs, flat % num_outputs
+    tokens = jax.lax.dynamic_update_slice_in_dim(
+      beams.tokens[batch, parent], token[..., None].astype(jnp.int32), place, axis=2
+    )
+    chosen = Beams(tokens, total.reshape(b, -1)[batch, flat], best, lengths[batch, parent])
+    return chosen, finished[batch, parent] | (token == end_token), parent
+
+  # One live beam at first: equal beams would fill the search with copies.
+  live = jnp.where(jnp.arange(num_beams) == 0, 0.0, -jnp.inf)
+  beams = Beams(
+    tokens=jnp.full((b, num_beams, num_tokens), pad_token, jnp.int32),
+    log_probabilities=jnp.broadcast_to(live, (b, num_beams)),
+    scores=jnp.broadcast_to(live, (b, num_beams)),
+    lengths=jnp.zeros((b, num_beams), jnp.int32),
+  )
+  finished = jnp.zeros((b, num_beams), bool)
+  cache, logits = jax.tree.map(
+    lambda leaf: leaf if leaf.ndim == 0 else jnp.repeat(leaf, num_beams, axis=0), (cache, logits)
+  )
+  beams, finished, parent = select(beams, finished, logits, jnp.int32(0))
+  cache = rows(cache, parent)
+
+  def grow(carry: tuple, place: Array) -> tuple[tuple, None]:
+    beams, finished, cache = carry
+    newest = jax.lax.dynamic_slice_in_dim(beams.tokens, place - 1, 1, axis=2)
+    cache, logits = step(cache, newest.reshape(-1))
+    beams, finished, parent = select(beams, finished, logits, place)
+    return (beams, finished, rows(cache, parent)), None
+
+  (beams, _, _), _ = jax.lax.scan(grow, (beams, finished, cache), jnp.arange(1, num_tokens))
+  return beams

@@ -1,0 +1,457 @@
+"""Perceiver AR: the last inputs are the latents, and everything is causal (Hawthorne et al., ICML 2022, 2202.07765).
+
+One cross-attend reads the whole context, a causal stack works on the latents alone, and each latent predicts what
+follows its input. Masks are never built: a token's time is its place in the sequence, and the one rule does the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, FactoredPositions
+from perceiver_lib.attention import KeyValueReader, attend, choose_chunk_size, read
+from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
+from perceiver_lib.capture import named
+from perceiver_lib.generation import LatentWindow, TokenCache, attend_cache, with_room
+from perceiver_lib.linear import Linear
+from perceiver_lib.positions import Rotary, SinusoidalPositions
+from perceiver_lib.streaming import cleaned
+from perceiver_lib.tokens import Tokens
+
+BYTES_AND_RESERVED = 259
+"""Bytes behind padding, end and start: the vocabulary of all public configurations of perceiver-ar."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefixDropout:
+  """Hides whole positions of the prefix from the cross-attend in training; the latents' own positions stay.
+
+  Attributes:
+    rate: share of the prefix that is hidden.
+    mode: 'bernoulli' draws every position by itself (perceiver-ar `encoder_dropout_prob`, which also drops the latents'
+      positions); 'fixed_count' hides exactly floor(rate x prefix) of them (krasserm/perceiver-io).
+  """
+
+  rate: float
+  mode: Literal['bernoulli', 'fixed_count'] = 'bernoulli'
+
+  def __post_init__(self):
+    if self.mode not in ('bernoulli', 'fixed_count') or not 0 <= self.rate < 1:
+      raise ValueError(
+        f"Prefix dropout needs a rate in [0, 1) and mode 'bernoulli' or 'fixed_count'; got {self.rate}, {self.mode!r}."
+      )
+
+  def __call__(self, prefix: Bool[Array, 'b m'], key: Array) -> Bool[Array, 'b m']:
+    """Which of the positions of the prefix are hidden."""
+    if self.mode == 'bernoulli':
+      return prefix & jax.random.bernoulli(key, self.rate, prefix.shape)
+    draws = jnp.where(prefix, jax.random.uniform(key, prefix.shape), 2.0)
+    rank = jnp.argsort(jnp.argsort(draws, axis=1), axis=1)
+    num_hidden = jnp.floor(self.rate * prefix.sum(1, keepdims=True).astype(jnp.float32))
+    return prefix & (rank.astype(jnp.float32) < num_hidden)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceiverARConfig:
+  """Names for the paper's letters: context M x C, latents N x D, L self-attends.
+
+  Attributes:
+    input_adapter: raw tokens -> C channels, with absolute positions if it adds any.
+    num_latents: N, how many of the last valid inputs become latents; every call may choose another number.
+    num_latent_channels: D.
+    num_outputs: classes of the head, such as the vocabulary.
+    num_self_attends: L.
+    latent_projection: 'linear' from C to D (`z_linear` of perceiver-ar), or 'none', which needs C = D.
+    key_norm: layer norm of the cross-attend's keys: 'shared' = `input_norm` for all of them (perceiver-ar), or
+      'query_norm' for the keys that are latents too, which needs C = D (krasserm/perceiver-io).
+    num_rotary_layers: self-attends that rotate, from the first; None = all of them. The cross-attend has its own field.
+    output: 'linear' head, which starts at zero, or 'tied' to the embedding of the input, with a bias.
+    prefix_dropout, latent_dropout: the latter hides whole latents from other latents in the stack.
+    cross_attend, self_attend: the layers.
+  """
+
+  input_adapter: AdapterConfig
+  num_latents: int
+  num_latent_channels: int
+  num_outputs: int
+  num_self_attends: int
+  latent_projection: Literal['linear', 'none'] = 'linear'
+  key_norm: Literal['shared', 'query_norm'] = 'shared'
+  num_rotary_layers: int | None = None
+  output: Literal['linear', 'tied'] = 'linear'
+  prefix_dropout: PrefixDropout | None = None
+  latent_dropout: float = 0.0
+  cross_attend: LayerConfig
+  self_attend: LayerConfig
+
+  def __post_init__(self):
+    for name, allowed in (
+      ('latent_projection', ('linear', 'none')),
+      ('key_norm', ('shared', 'query_norm')),
+      ('output', ('linear', 'tied')),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(f'{name} must be one of {", ".join(allowed)}; got {getattr(self, name)!r}.')
+    c, d = self.input_adapter.num_channels, self.num_latent_channels
+    for name, value in (('latent_projection', 'none'), ('key_norm', 'query_norm'), ('output', 'tied')):
+      if getattr(self, name) == value and c != d:
+        raise ValueError(f'{name}={value!r} needs inputs as wide as the latents, {d} channels; got {c}.')
+    vocabulary = getattr(self.input_adapter, 'num_embeddings', None)
+    if self.output == 'tied' and vocabulary != self.num_outputs:
+      raise ValueError(f'A tied head has one output for each of {vocabulary} embeddings; got {self.num_outputs}.')
+    if self.num_latents < 1 or not 0 <= self.latent_dropout < 1:
+      raise ValueError(
+        f'num_latents must be 1 or more and latent_dropout in [0, 1); got {self.num_latents}, {self.latent_dropout}.'
+      )
+
+  @classmethod
+  def of_bytes(
+    cls,
+    *,
+    num_channels: int,
+    num_latents: int,
+    num_self_attends: int,
+    num_heads: int,
+    vocabulary_size: int = BYTES_AND_RESERVED,
+    dropout: float = 0.0,
+    rotary_fraction: float = 0.5,
+  ) -> PerceiverARConfig:
+    """Ids of one width throughout, rotary, with perceiver-ar's layers: squared ReLU and MLPs four times as wide."""
+    layer = LayerConfig(
+      num_heads=num_heads,
+      widening_factor=4,
+      activation='squared_relu',
+      dropout=dropout,
+      rotary=Rotary(fraction=rotary_fraction),
+    )
+    return cls(
+      input_adapter=EmbeddingAdapterConfig(num_embeddings=vocabulary_size, num_channels=num_channels),
+      num_latents=num_latents,
+      num_latent_channels=num_channels,
+      num_outputs=vocabulary_size,
+      num_self_attends=num_self_attends,
+      cross_attend=layer,
+      self_attend=layer,
+    )
+
+  @classmethod
+  def tiny(cls, vocabulary_size: int = BYTES_AND_RESERVED) -> PerceiverARConfig:
+    """For tests and smoke runs: seconds on a laptop, learns little."""
+    return cls.of_bytes(
+      num_channels=16, num_latents=8, num_self_attends=2, num_heads=2, vocabulary_size=vocabulary_size
+    )
+
+  @classmethod
+  def demo(cls, vocabulary_size: int = BYTES_AND_RESERVED) -> PerceiverARConfig:
+    """Learns in minutes on two cores: 128 latents of width 128, 4 self-attends."""
+    return cls.of_bytes(
+      num_channels=128, num_latents=128, num_self_attends=4, num_heads=4, vocabulary_size=vocabulary_size
+    )
+
+  @classmethod
+  def paper_copy(cls) -> PerceiverARConfig:
+    """Copying 131,072 tokens, 89.8M parameters: `random_mirrored_131072` of perceiver-ar `experiment.py`."""
+    return cls._paper(num_self_attends=6, position=SinusoidalPositions(num_channels=1024))
+
+  @classmethod
+  def paper_imagenet64(cls) -> PerceiverARConfig:
+    """ImageNet 64x64 bytes, 770.09M parameters: `imagenet_w_positions` of perceiver-ar `experiment.py`.
+
+    Positions are (x, y, channel), from 2 on: 0 is padding and 1 the start, as `dataset.py` there counts them.
+    """
+    return cls._paper(num_self_attends=60, position=FactoredPositions(shape=(66, 66, 5), num_channels=1024))
+
+  @classmethod
+  def _paper(cls, *, num_self_attends: int, position: SinusoidalPositions | FactoredPositions) -> PerceiverARConfig:
+    layer = LayerConfig(num_heads=16, widening_factor=4, activation='squared_relu', dropout=0.1)
+    return cls(
+      input_adapter=EmbeddingAdapterConfig(num_embeddings=BYTES_AND_RESERVED, num_channels=1024, position=position),
+      num_latents=1024,
+      num_latent_channels=1024,
+      num_outputs=BYTES_AND_RESERVED,
+      num_self_attends=num_self_attends,
+      cross_attend=layer,
+      self_attend=layer,
+    )
+
+
+def last_valid(valid: Bool[Array, 'b m'], num_latents: int) -> Int[Array, 'b n']:
+  """Indices of the last `num_latents` valid tokens in order; -1, on the left, where a row has fewer.
+
+  Valid # # . # # with three latents gives 1 3 4; . . # # . gives -1 2 3.
+  """
+  b, m = valid.shape
+  slot = num_latents - 1 - _rank_from_end(valid)
+  slot = jnp.where(valid & (slot >= 0), slot, num_latents)
+  index = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), (b, m))
+  return jnp.full((b, num_latents), -1, jnp.int32).at[jnp.arange(b)[:, None], slot].set(index, mode='drop')
+
+
+def _rank_from_end(valid: Bool[Array, 'b m']) -> Int[Array, 'b m']:
+  """Valid tokens behind each token."""
+  counts = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+  return counts[:, -1:] - counts
+
+
+def gathered(array: Array, index: Int[Array, 'b n']) -> Array:
+  """Entries of `[b or 1, m, ...]` at indices of their row; an index of -1 gives entry 0."""
+  return jax.vmap(lambda row, at: row[at], in_axes=(None if array.shape[0] == 1 else 0, 0))(
+    array[0] if array.shape[0] == 1 else array, jnp.maximum(index, 0)
+  )
+
+
+class TiedHead(nnx.Module):
+  """Scores of an embedding table, and a bias."""
+
+  def __init__(self, num_outputs: int):
+    self.bias = nnx.Param(jnp.zeros((num_outputs,)))
+
+  def __call__(self, adapter, channels: Float[Array, 'b n d']) -> Float[Array, 'b n e']:
+    return adapter.attend(channels) + self.bias[...][None, None]
+
+
+class PerceiverAR(nnx.Module):
+  """Latents on the last inputs read the whole context once, causally, and predict what comes next."""
+
+  def __init__(self, config: PerceiverARConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    c, d = config.input_adapter.num_channels, config.num_latent_channels
+    self.input_adapter = config.input_adapter.build(rngs)
+    self.latent_projection = Linear(c, d, rngs=rngs) if config.latent_projection == 'linear' else None
+    self.cross_attends = nnx.List(
+      [CrossAttention(config.cross_attend, num_query_channels=d, num_input_channels=c, rngs=rngs)]
+    )
+    block = LatentBlock(config.self_attend, num_channels=d, num_layers=config.num_self_attends, rngs=rngs)
+    for layer in list(block.layers)[self._num_rotary_layers :]:
+      layer.attention.rotary = None
+    self.blocks = nnx.List([block])
+    self.output_norm = layer_norm(d, rngs)
+    if config.output == 'tied':
+      self.head = TiedHead(config.num_outputs)
+    else:
+      self.head = Linear(d, config.num_outputs, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+  @property
+  def _num_rotary_layers(self) -> int:
+    config = self.config
+    return config.num_self_attends if config.num_rotary_layers is None else config.num_rotary_layers
+
+  def __call__(
+    self,
+    inputs: Tokens,
+    *,
+    num_latents: int | None = None,
+    chunk_size: int | None = None,
+    remat: bool = False,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens:
+    """Logits of the token behind each of the last valid inputs.
+
+    Args:
+      inputs: raw tokens `[b, m, ...]` in order, with padding on either side or in between, and without time. Where
+        they carry no position, a token's position is the number of valid tokens before it.
+      num_latents: N of this call; None = the config's.
+      chunk_size: input tokens read at a time; None = chosen from the shapes.
+      remat: recompute latent layers in the backward pass.
+      rngs: a `dropout` stream for training.
+
+    Returns:
+      Tokens with logits `[b, n, e]`; `time` is the index of the last input that they know, -1 where a row has fewer
+      valid inputs than latents (`valid` is False there).
+    """
+    latents = self.encode(inputs, num_latents=num_latents, chunk_size=chunk_size, remat=remat, rngs=rngs)
+    return dataclasses.replace(latents, values=self.logits(latents.values))
+
+  def logits(self, latents: Float[Array, 'b n d']) -> Float[Array, 'b n e']:
+    """The identity decoder: output norm and head."""
+    latents = self.output_norm(latents)
+    return self.head(self.input_adapter, latents) if isinstance(self.head, TiedHead) else self.head(latents)
+
+  def encode(
+    self,
+    inputs: Tokens,
+    *,
+    num_latents: int | None = None,
+    chunk_size: int | None = None,
+    remat: bool = False,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens:
+    """Latents `[b, n, d]` after the read and the stack; the arguments are those of the call."""
+    config = self.config
+    inputs = self._in_time(inputs)
+    num_latents = num_latents or config.num_latents
+    raw = self._latent_inputs(inputs, num_latents)
+    if rngs is not None and config.prefix_dropout is not None:
+      valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
+      hidden = config.prefix_dropout(valid & (_rank_from_end(valid) >= num_latents), rngs.dropout())
+      inputs = dataclasses.replace(inputs, valid=valid & ~hidden)
+    with named('encoder', 'cross_attention', 0):
+      latents = self._read(raw, inputs, chunk_size, rngs)
+    valid = latents.valid
+    if rngs is not None and config.latent_dropout > 0:
+      kept = jax.random.bernoulli(rngs.dropout(), 1 - config.latent_dropout, valid.shape)
+      latents = dataclasses.replace(latents, valid=valid & kept)
+    for first_layer, block in self._uniform_blocks():
+      latents = block(latents, first_layer=first_layer, remat=remat, rngs=rngs)
+    return dataclasses.replace(latents, valid=valid)
+
+  def _in_time(self, inputs: Tokens) -> Tokens:
+    inputs = inputs.checked('inputs')
+    if inputs.time is not None:
+      raise ValueError('Perceiver AR takes tokens in order, whose time is their index; got inputs with a time.')
+    b, m = inputs.values.shape[:2]
+    index = jnp.arange(m, dtype=jnp.int32)
+    position = inputs.position
+    if position is None and inputs.valid is None:
+      position = index[None, :, None]
+    elif position is None:
+      position = jnp.maximum(jnp.cumsum(inputs.valid, axis=1, dtype=jnp.int32) - 1, 0)[:, :, None]
+    return dataclasses.replace(inputs, position=position, time=jnp.broadcast_to(index, (b, m)))
+
+  def _latent_inputs(self, inputs: Tokens, num_latents: int) -> Tokens:
+    """The raw inputs that the latents sit on."""
+    valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
+    index = last_valid(valid, num_latents)
+    return cleaned(
+      Tokens(
+        values=gathered(inputs.values, index),
+        position=gathered(inputs.position, index),
+        time=index,
+        valid=index >= 0,
+      )
+    )
+
+  def _project_latents(self, channels: Float[Array, 'b n c']) -> Float[Array, 'b n d']:
+    return channels if self.latent_projection is None else self.latent_projection(channels)
+
+  def _read(self, raw: Tokens, inputs: Tokens, chunk_size: int | None, rngs: nnx.Rngs | None) -> Tokens:
+    """The one cross-attend; `raw` are the inputs that the latents sit on."""
+    cross_attend = self.cross_attends[0]
+    embedded = dataclasses.replace(raw, values=self.input_adapter(raw))
+    latents = dataclasses.replace(raw, values=self._project_latents(embedded.values))
+    if self.config.key_norm == 'shared':
+      return cross_attend(latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
+    valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
+    prefix = dataclasses.replace(inputs, valid=valid & (_rank_from_end(valid) >= raw.num_tokens))
+    attention = cross_attend.attention
+    heads = read(
+      attention.project_queries(cross_attend.query_norm(latents.values), latents.position),
+      [
+        (prefix, KeyValueReader(self.input_adapter, cross_attend.input_norm, attention)),
+        (embedded, KeyValueReader(None, cross_attend.query_norm, attention)),
+      ],
+      query_time=latents.time,
+      chunk_size=chunk_size,
+      dropout=attention.weight_dropout(rngs),
+    )
+    return cross_attend.finish(latents, heads, rngs=rngs)
+
+  def _uniform_blocks(self) -> list[tuple[int, LatentBlock]]:
+    """The stack as blocks of equal layers: where some rotate and some do not, one scan cannot run them all."""
+    block, turn = self.blocks[0], self._num_rotary_layers
+    layers = list(block.layers)
+    if not 0 < turn < len(layers):
+      return [(0, block)]
+    blocks = []
+    for first, part in ((0, layers[:turn]), (turn, layers[turn:])):
+      run = LatentBlock(self.config.self_attend, num_channels=1, num_layers=0, rngs=nnx.Rngs(0))
+      run.layers = nnx.List(part)
+      blocks.append((first, run))
+    return blocks
+
+  # Generation: the contract of `perceiver_lib.generation.CachedModel`.
+
+  def start(self, history: Tokens, window: LatentWindow, *, room: int) -> tuple[TokenCache, Float[Array, 'b e']]:
+    """Reads a history at once: `window.num_start_latents` latents, and a cache with room for `room` more tokens.
+
+    Args:
+      history: raw tokens whose last column is valid in every row (padding on the left).
+      window: how many latents to begin with.
+      room: tokens that will be appended before the next start.
+
+    Returns:
+      The cache, and the logits of the token behind the history.
+    """
+    config, cross_attend = self.config, self.cross_attends[0]
+    inputs = cleaned(self._in_time(history))
+    valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
+    raw = self._latent_inputs(inputs, window.num_start_latents)
+    latents = dataclasses.replace(raw, values=self._project_latents(self.input_adapter(raw)))
+    embedded = self.input_adapter(inputs)
+    normed = cross_attend.input_norm(embedded)
+    if config.key_norm == 'query_norm':
+      is_latent = _rank_from_end(valid) < window.num_start_latents
+      normed = jnp.where(is_latent[..., None], cross_attend.query_norm(embedded), normed)
+    reader = KeyValueReader(None, None, cross_attend.attention)
+    context = reader(dataclasses.replace(inputs, values=normed))
+    cached = [with_room(*context, room)]
+    heads = self._attend(cross_attend.attention, cross_attend.query_norm, latents, context, inputs.time, valid)
+    latents = cross_attend.finish(latents, heads, rngs=None)
+    for layer in self.blocks[0].layers:
+      normed = dataclasses.replace(latents, values=layer.norm(latents.values))
+      pair = KeyValueReader(None, None, layer.attention)(normed)
+      cached.append(with_room(*pair, room))
+      heads = self._attend(layer.attention, None, normed, pair, latents.time, latents.valid)
+      latents = layer.finish(latents, heads, rngs=None)
+    cache = TokenCache(
+      layers=tuple(cached),
+      context_valid=jnp.pad(valid, ((0, 0), (0, room))),
+      latent_valid=jnp.pad(latents.valid, ((0, 0), (0, room))),
+      num_steps=jnp.int32(0),
+      position=valid.sum(1, dtype=jnp.int32)[:, None],
+      room=room,
+    )
+    return cache, self.logits(latents.values[:, -1:])[:, 0]
+
+  def _attend(self, attention, norm, latents: Tokens, pair, key_time: Array, key_valid: Array) -> Array:
+    normed = latents.values if norm is None else norm(latents.values)
+    q = attention.project_queries(normed, latents.position)
+    chunk_size = choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], key_time.shape[1])
+    times = {'query_time': latents.time, 'key_time': key_time, 'key_valid': key_valid}
+    return attend(q, *pair, **times, chunk_size=chunk_size)
+
+  def step(self, cache: TokenCache, tokens: Tokens) -> tuple[TokenCache, Float[Array, 'b e']]:
+    """Appends one token to every row: one new latent, which reads the context and all latents before it.
+
+    Args:
+      cache: with room for it.
+      tokens: `[b, 1, ...]`; without a position, the cache's next one is taken.
+
+    Returns:
+      The cache, and the logits of the token behind this one.
+    """
+    cross_attend = self.cross_attends[0]
+    if tokens.position is None:
+      tokens = dataclasses.replace(tokens, position=cache.position[:, None])
+    embedded = self.input_adapter(tokens)
+    latents = dataclasses.replace(tokens, values=self._project_latents(embedded))
+    exists = jnp.ones((tokens.batch_size, 1), bool)
+    context_valid = cache.appended(cache.context_valid, exists)
+    latent_valid = cache.appended(cache.latent_valid, exists)
+    key_norm = cross_attend.input_norm if self.config.key_norm == 'shared' else cross_attend.query_norm
+    reader = KeyValueReader(None, key_norm, cross_attend.attention)
+    pair = cache.extended(0, *reader(dataclasses.replace(tokens, values=embedded)))
+    q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
+    latents = cross_attend.finish(latents, attend_cache(q, *pair, context_valid), rngs=None)
+    pairs = [pair]
+    for index, layer in enumerate(self.blocks[0].layers):
+      normed = dataclasses.replace(latents, values=layer.norm(latents.values))
+      pair = cache.extended(index + 1, *KeyValueReader(None, None, layer.attention)(normed))
+      q = layer.attention.project_queries(normed.values, latents.position)
+      latents = layer.finish(latents, attend_cache(q, *pair, latent_valid), rngs=None)
+      pairs.append(pair)
+    cache = dataclasses.replace(
+      cache,
+      layers=tuple(pairs),
+      context_valid=context_valid,
+      latent_valid=latent_valid,
+      num_steps=cache.num_steps + 1,
+      position=cache.position + 1,
+    )
+    return cache, self.logits(latents.values)[:, 0]
