@@ -1,16 +1,16 @@
-"""Tokens one after another from a causal model: the cache, sampling, one compiled loop, and beam search.
+"""Tokens one after another from a causal model: sampling, one compiled loop, and a stream of what it makes.
 
 What a model must offer is small (`CachedModel`): read a history at once, and append one token. The loop knows nothing
-else of it. A window bounds the cache. While the window has room, cached logits are those of a recomputation with the
-same start; when it is full, the history is read again from scratch (perceiver-ar `sample_utils.py`), so that no cached
-value ever holds what has slid out of the window.
+else of it. A window bounds the cache (`perceiver_lib.caching`): while it has room, cached logits are those of a
+recomputation with the same start; when it is full, the history is read again from scratch, so that no cached value ever
+holds what has slid out of the window.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,45 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.streaming import MASKED_LOGIT
 from perceiver_lib.tokens import Tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentWindow:
-  """How much a generation remembers, and when it starts afresh.
-
-  A start reads the newest `keep` tokens with the last `num_start_latents` of them as latents. Every further token
-  is one more latent, until there are `num_latents`; then the next start drops the oldest tokens and the oldest latents,
-  and positions that the model counts itself begin at 0 again. Few start latents mean few starts and little depth behind
-  the first tokens; as many as `num_latents` mean a start, hence no use of the cache, for every token.
-
-  Attributes:
-    context_length: tokens that are ever attended to.
-    num_latents: most latents.
-    num_start_latents: latents of a start; perceiver-ar takes half.
-  """
-
-  context_length: int
-  num_latents: int
-  num_start_latents: int
-
-  def __post_init__(self):
-    if not 1 <= self.num_start_latents <= self.num_latents <= self.context_length:
-      raise ValueError(
-        'A window needs 1 <= num_start_latents <= num_latents <= context_length; got '
-        f'{self.num_start_latents}, {self.num_latents} and {self.context_length}.'
-      )
-
-  @property
-  def room(self) -> int:
-    """Tokens that can be appended after a start."""
-    return self.num_latents - self.num_start_latents
-
-  @property
-  def keep(self) -> int:
-    """Tokens that a start reads at most."""
-    return self.context_length - self.room
 
 
 class CachedModel(Protocol):
@@ -66,59 +28,6 @@ class CachedModel(Protocol):
   def start(self, history: Tokens, window: Any, *, room: int) -> tuple[Any, Float[Array, 'b e']]: ...
 
   def step(self, cache: Any, tokens: Tokens) -> tuple[Any, Float[Array, 'b e']]: ...
-
-
-KeysAndValues = tuple[Float[Array, 'b h j k'], Float[Array, 'b h j v']]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenCache:
-  """Keys and values of every attention at fixed shapes, with room for tokens at the end.
-
-  Attributes:
-    layers: the cross-attend first, then the self-attends.
-    context_valid, latent_valid: `[b, j]`, which columns of the first and of all other layers hold something.
-    num_steps: tokens appended since the start.
-    position: `[b, 1]` of the next token, as the model counts.
-    room: tokens that fit in all.
-  """
-
-  layers: tuple[KeysAndValues, ...]
-  context_valid: Bool[Array, 'b j']
-  latent_valid: Bool[Array, 'b n']
-  num_steps: Int[Array, '']
-  position: Int[Array, 'b 1']
-  room: int = dataclasses.field(metadata={'static': True})
-
-  def extended(self, layer: int, k: Float[Array, 'b h 1 k'], v: Float[Array, 'b h 1 v']) -> KeysAndValues:
-    """A layer's keys and values with those of the next token in their place."""
-    keys, values = self.layers[layer]
-    return self.appended(keys, k), self.appended(values, v)
-
-  def appended(self, array: Array, entry: Array) -> Array:
-    """Writes `[b, h, 1, c]` or `[b, 1]` into the next column of `[b, h, j, c]` or `[b, j]`."""
-    axis = 2 if array.ndim == 4 else 1
-    column = array.shape[axis] - self.room + self.num_steps
-    return jax.lax.dynamic_update_slice_in_dim(array, entry, column, axis=axis)
-
-
-def with_room(k: Float[Array, 'b h j k'], v: Float[Array, 'b h j v'], room: int) -> KeysAndValues:
-  """Keys and values with empty columns at the end."""
-  pad = ((0, 0), (0, 0), (0, room), (0, 0))
-  return jnp.pad(k, pad), jnp.pad(v, pad)
-
-
-def attend_cache(
-  q: Float[Array, 'b h 1 k'],
-  k: Float[Array, 'b h j k'],
-  v: Float[Array, 'b h j v'],
-  valid: Bool[Array, 'b j'],
-) -> Float[Array, 'b h 1 v']:
-  """Attention of the newest token over a cache. Everything cached is in its past, and nothing there is NaN."""
-  logits = jnp.einsum('bhik,bhjk->bhij', q, k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
-  weights = jax.nn.softmax(jnp.where(valid[:, None, None], logits, MASKED_LOGIT), axis=-1)
-  return jnp.einsum('bhij,bhjv->bhiv', weights.astype(v.dtype), v)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -391,83 +300,3 @@ def _draw(state: _State, logits: Float[Array, 'b e'], constants: _Constants, pla
     lengths=state.lengths + going.astype(jnp.int32),
     tail=tail,
   )
-
-
-class Beams(NamedTuple):
-  """Attributes: `tokens` [b, k, t], best beam first, padded behind the end; the others are [b, k]."""
-
-  tokens: Int[Array, 'b k t']
-  log_probabilities: Float[Array, 'b k']
-  scores: Float[Array, 'b k']
-  lengths: Int[Array, 'b k']
-
-
-def beam_search(
-  step: Callable[[Any, Int[Array, 'r']], tuple[Any, Float[Array, 'r e']]],
-  cache: Any,
-  logits: Float[Array, 'b e'],
-  *,
-  num_beams: int,
-  num_tokens: int,
-  end_token: int,
-  pad_token: int = 0,
-  length_penalty: float = 0.0,
-) -> Beams:
-  """The likeliest continuations that a beam of `num_beams` finds; one scan, to be called inside jit.
-
-  Args:
-    step: appends one token to each of `b x num_beams` rows: `(cache, tokens) -> (cache, logits)`.
-    cache: for b rows after their prompts. Arrays lead with the rows; scalars are shared by all of them.
-    logits: of the token behind the prompts.
-    num_beams: kept after each token.
-    num_tokens: most new tokens; `step` is called one time fewer.
-    end_token: ends a beam, and counts in its length.
-    pad_token: what follows the end.
-    length_penalty: a of the score log p / ((5 + length) / 6)^a (Wu et al. 2016, section 7); 0 = log p.
-  """
-  b, num_outputs = logits.shape
-  batch = jnp.arange(b)[:, None]
-
-  def rows(tree: Any, parent: Int[Array, 'b k']) -> Any:
-    index = (batch * num_beams + parent).reshape(-1)
-    return jax.tree.map(lambda leaf: leaf if leaf.ndim == 0 else leaf[index], tree)
-
-  def select(beams: Beams, finished: Array, logits: Array, place: Array) -> tuple[Beams, Array, Array]:
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(b, -1, num_outputs)
-    only_pad = jnp.where(jnp.arange(num_outputs) == pad_token, 0.0, -jnp.inf)
-    log_p = jnp.where(finished[..., None], only_pad[None, None], log_p)
-    total = beams.log_probabilities[..., None] + log_p
-    lengths = beams.lengths + (~finished).astype(jnp.int32)
-    scores = total / (((5.0 + lengths.astype(jnp.float32)) / 6.0) ** length_penalty)[..., None]
-    best, flat = jax.lax.top_k(scores.reshape(b, -1), num_beams)
-    parent, token = flat // num_outputs, flat % num_outputs
-    tokens = jax.lax.dynamic_update_slice_in_dim(
-      beams.tokens[batch, parent], token[..., None].astype(jnp.int32), place, axis=2
-    )
-    chosen = Beams(tokens, total.reshape(b, -1)[batch, flat], best, lengths[batch, parent])
-    return chosen, finished[batch, parent] | (token == end_token), parent
-
-  # One live beam at first: equal beams would fill the search with copies.
-  live = jnp.where(jnp.arange(num_beams) == 0, 0.0, -jnp.inf)
-  beams = Beams(
-    tokens=jnp.full((b, num_beams, num_tokens), pad_token, jnp.int32),
-    log_probabilities=jnp.broadcast_to(live, (b, num_beams)),
-    scores=jnp.broadcast_to(live, (b, num_beams)),
-    lengths=jnp.zeros((b, num_beams), jnp.int32),
-  )
-  finished = jnp.zeros((b, num_beams), bool)
-  cache, logits = jax.tree.map(
-    lambda leaf: leaf if leaf.ndim == 0 else jnp.repeat(leaf, num_beams, axis=0), (cache, logits)
-  )
-  beams, finished, parent = select(beams, finished, logits, jnp.int32(0))
-  cache = rows(cache, parent)
-
-  def grow(carry: tuple, place: Array) -> tuple[tuple, None]:
-    beams, finished, cache = carry
-    newest = jax.lax.dynamic_slice_in_dim(beams.tokens, place - 1, 1, axis=2)
-    cache, logits = step(cache, newest.reshape(-1))
-    beams, finished, parent = select(beams, finished, logits, place)
-    return (beams, finished, rows(cache, parent)), None
-
-  (beams, _, _), _ = jax.lax.scan(grow, (beams, finished, cache), jnp.arange(1, num_tokens))
-  return beams

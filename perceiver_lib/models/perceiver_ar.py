@@ -12,14 +12,16 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, FactoredPositions
-from perceiver_lib.attention import KeyValueReader, attend, choose_chunk_size, read
+from perceiver_lib.attention import KeyValueReader, read
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
+from perceiver_lib.caching import LatentWindow, TokenCache
 from perceiver_lib.capture import named
-from perceiver_lib.generation import LatentWindow, TokenCache, attend_cache, with_room
 from perceiver_lib.linear import Linear
+from perceiver_lib.models import perceiver_ar_cached
+from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, rank_from_end, validity
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.streaming import cleaned
 from perceiver_lib.tokens import Tokens
@@ -181,31 +183,6 @@ class PerceiverARConfig:
     )
 
 
-def last_valid(valid: Bool[Array, 'b m'], num_latents: int) -> Int[Array, 'b n']:
-  """Indices of the last `num_latents` valid tokens in order; -1, on the left, where a row has fewer.
-
-  Valid # # . # # with three latents gives 1 3 4; . . # # . gives -1 2 3.
-  """
-  b, m = valid.shape
-  slot = num_latents - 1 - _rank_from_end(valid)
-  slot = jnp.where(valid & (slot >= 0), slot, num_latents)
-  index = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), (b, m))
-  return jnp.full((b, num_latents), -1, jnp.int32).at[jnp.arange(b)[:, None], slot].set(index, mode='drop')
-
-
-def _rank_from_end(valid: Bool[Array, 'b m']) -> Int[Array, 'b m']:
-  """Valid tokens behind each token."""
-  counts = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
-  return counts[:, -1:] - counts
-
-
-def gathered(array: Array, index: Int[Array, 'b n']) -> Array:
-  """Entries of `[b or 1, m, ...]` at indices of their row; an index of -1 gives entry 0."""
-  return jax.vmap(lambda row, at: row[at], in_axes=(None if array.shape[0] == 1 else 0, 0))(
-    array[0] if array.shape[0] == 1 else array, jnp.maximum(index, 0)
-  )
-
-
 class TiedHead(nnx.Module):
   """Scores of an embedding table, and a bias."""
 
@@ -284,12 +261,12 @@ class PerceiverAR(nnx.Module):
   ) -> Tokens:
     """Latents `[b, n, d]` after the read and the stack; the arguments are those of the call."""
     config = self.config
-    inputs = self._in_time(inputs)
+    inputs = self.in_time(inputs)
     num_latents = num_latents or config.num_latents
-    raw = self._latent_inputs(inputs, num_latents)
+    raw = self.latent_inputs(inputs, num_latents)
     if rngs is not None and config.prefix_dropout is not None:
-      valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
-      hidden = config.prefix_dropout(valid & (_rank_from_end(valid) >= num_latents), rngs.dropout())
+      valid = validity(inputs)
+      hidden = config.prefix_dropout(valid & (rank_from_end(valid) >= num_latents), rngs.dropout())
       inputs = dataclasses.replace(inputs, valid=valid & ~hidden)
     with named('encoder', 'cross_attention', 0):
       latents = self._read(raw, inputs, chunk_size, rngs)
@@ -301,7 +278,8 @@ class PerceiverAR(nnx.Module):
       latents = block(latents, first_layer=first_layer, remat=remat, rngs=rngs)
     return dataclasses.replace(latents, valid=valid)
 
-  def _in_time(self, inputs: Tokens) -> Tokens:
+  def in_time(self, inputs: Tokens) -> Tokens:
+    """The inputs with their index as time, and with positions."""
     inputs = inputs.checked('inputs')
     if inputs.time is not None:
       raise ValueError('Perceiver AR takes tokens in order, whose time is their index; got inputs with a time.')
@@ -314,9 +292,9 @@ class PerceiverAR(nnx.Module):
       position = jnp.maximum(jnp.cumsum(inputs.valid, axis=1, dtype=jnp.int32) - 1, 0)[:, :, None]
     return dataclasses.replace(inputs, position=position, time=jnp.broadcast_to(index, (b, m)))
 
-  def _latent_inputs(self, inputs: Tokens, num_latents: int) -> Tokens:
-    """The raw inputs that the latents sit on."""
-    valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
+  def latent_inputs(self, inputs: Tokens, num_latents: int) -> Tokens:
+    """The raw inputs that the latents sit on, their index as time."""
+    valid = validity(inputs)
     index = last_valid(valid, num_latents)
     return cleaned(
       Tokens(
@@ -327,18 +305,19 @@ class PerceiverAR(nnx.Module):
       )
     )
 
-  def _project_latents(self, channels: Float[Array, 'b n c']) -> Float[Array, 'b n d']:
+  def project_latents(self, channels: Float[Array, 'b n c']) -> Float[Array, 'b n d']:
+    """From embedded inputs to latents."""
     return channels if self.latent_projection is None else self.latent_projection(channels)
 
   def _read(self, raw: Tokens, inputs: Tokens, chunk_size: int | None, rngs: nnx.Rngs | None) -> Tokens:
     """The one cross-attend; `raw` are the inputs that the latents sit on."""
     cross_attend = self.cross_attends[0]
     embedded = dataclasses.replace(raw, values=self.input_adapter(raw))
-    latents = dataclasses.replace(raw, values=self._project_latents(embedded.values))
+    latents = dataclasses.replace(raw, values=self.project_latents(embedded.values))
     if self.config.key_norm == 'shared':
       return cross_attend(latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
-    valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
-    prefix = dataclasses.replace(inputs, valid=valid & (_rank_from_end(valid) >= raw.num_tokens))
+    valid = validity(inputs)
+    prefix = dataclasses.replace(inputs, valid=valid & (rank_from_end(valid) >= raw.num_tokens))
     attention = cross_attend.attention
     heads = read(
       attention.project_queries(cross_attend.query_norm(latents.values), latents.position),
@@ -365,93 +344,10 @@ class PerceiverAR(nnx.Module):
       blocks.append((first, run))
     return blocks
 
-  # Generation: the contract of `perceiver_lib.generation.CachedModel`.
-
   def start(self, history: Tokens, window: LatentWindow, *, room: int) -> tuple[TokenCache, Float[Array, 'b e']]:
-    """Reads a history at once: `window.num_start_latents` latents, and a cache with room for `room` more tokens.
-
-    Args:
-      history: raw tokens whose last column is valid in every row (padding on the left).
-      window: how many latents to begin with.
-      room: tokens that will be appended before the next start.
-
-    Returns:
-      The cache, and the logits of the token behind the history.
-    """
-    config, cross_attend = self.config, self.cross_attends[0]
-    inputs = cleaned(self._in_time(history))
-    valid = jnp.ones(inputs.values.shape[:2], bool) if inputs.valid is None else inputs.valid
-    raw = self._latent_inputs(inputs, window.num_start_latents)
-    latents = dataclasses.replace(raw, values=self._project_latents(self.input_adapter(raw)))
-    embedded = self.input_adapter(inputs)
-    normed = cross_attend.input_norm(embedded)
-    if config.key_norm == 'query_norm':
-      is_latent = _rank_from_end(valid) < window.num_start_latents
-      normed = jnp.where(is_latent[..., None], cross_attend.query_norm(embedded), normed)
-    reader = KeyValueReader(None, None, cross_attend.attention)
-    context = reader(dataclasses.replace(inputs, values=normed))
-    cached = [with_room(*context, room)]
-    heads = self._attend(cross_attend.attention, cross_attend.query_norm, latents, context, inputs.time, valid)
-    latents = cross_attend.finish(latents, heads, rngs=None)
-    for layer in self.blocks[0].layers:
-      normed = dataclasses.replace(latents, values=layer.norm(latents.values))
-      pair = KeyValueReader(None, None, layer.attention)(normed)
-      cached.append(with_room(*pair, room))
-      heads = self._attend(layer.attention, None, normed, pair, latents.time, latents.valid)
-      latents = layer.finish(latents, heads, rngs=None)
-    cache = TokenCache(
-      layers=tuple(cached),
-      context_valid=jnp.pad(valid, ((0, 0), (0, room))),
-      latent_valid=jnp.pad(latents.valid, ((0, 0), (0, room))),
-      num_steps=jnp.int32(0),
-      position=valid.sum(1, dtype=jnp.int32)[:, None],
-      room=room,
-    )
-    return cache, self.logits(latents.values[:, -1:])[:, 0]
-
-  def _attend(self, attention, norm, latents: Tokens, pair, key_time: Array, key_valid: Array) -> Array:
-    normed = latents.values if norm is None else norm(latents.values)
-    q = attention.project_queries(normed, latents.position)
-    chunk_size = choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], key_time.shape[1])
-    times = {'query_time': latents.time, 'key_time': key_time, 'key_valid': key_valid}
-    return attend(q, *pair, **times, chunk_size=chunk_size)
+    """Reads a history at once and makes a cache: `perceiver_ar_cached.start`."""
+    return perceiver_ar_cached.start(self, history, window, room=room)
 
   def step(self, cache: TokenCache, tokens: Tokens) -> tuple[TokenCache, Float[Array, 'b e']]:
-    """Appends one token to every row: one new latent, which reads the context and all latents before it.
-
-    Args:
-      cache: with room for it.
-      tokens: `[b, 1, ...]`; without a position, the cache's next one is taken.
-
-    Returns:
-      The cache, and the logits of the token behind this one.
-    """
-    cross_attend = self.cross_attends[0]
-    if tokens.position is None:
-      tokens = dataclasses.replace(tokens, position=cache.position[:, None])
-    embedded = self.input_adapter(tokens)
-    latents = dataclasses.replace(tokens, values=self._project_latents(embedded))
-    exists = jnp.ones((tokens.batch_size, 1), bool)
-    context_valid = cache.appended(cache.context_valid, exists)
-    latent_valid = cache.appended(cache.latent_valid, exists)
-    key_norm = cross_attend.input_norm if self.config.key_norm == 'shared' else cross_attend.query_norm
-    reader = KeyValueReader(None, key_norm, cross_attend.attention)
-    pair = cache.extended(0, *reader(dataclasses.replace(tokens, values=embedded)))
-    q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
-    latents = cross_attend.finish(latents, attend_cache(q, *pair, context_valid), rngs=None)
-    pairs = [pair]
-    for index, layer in enumerate(self.blocks[0].layers):
-      normed = dataclasses.replace(latents, values=layer.norm(latents.values))
-      pair = cache.extended(index + 1, *KeyValueReader(None, None, layer.attention)(normed))
-      q = layer.attention.project_queries(normed.values, latents.position)
-      latents = layer.finish(latents, attend_cache(q, *pair, latent_valid), rngs=None)
-      pairs.append(pair)
-    cache = dataclasses.replace(
-      cache,
-      layers=tuple(pairs),
-      context_valid=context_valid,
-      latent_valid=latent_valid,
-      num_steps=cache.num_steps + 1,
-      position=cache.position + 1,
-    )
-    return cache, self.logits(latents.values)[:, 0]
+    """Appends one token to a cache: `perceiver_ar_cached.step`."""
+    return perceiver_ar_cached.step(self, cache, tokens)

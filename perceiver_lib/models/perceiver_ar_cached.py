@@ -1,0 +1,117 @@
+"""Perceiver AR one token at a time: the contract of `perceiver_lib.generation.CachedModel`.
+
+The newest token is one new latent. It reads the cached context and the cached latents before it, and nothing that is
+cached ever changes, because everything is causal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perceiver_lib.attention import Attention, KeyValueReader, attend, choose_chunk_size
+from perceiver_lib.caching import LatentWindow, TokenCache, attend_cache, with_room
+from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
+from perceiver_lib.streaming import cleaned
+from perceiver_lib.tokens import Tokens
+
+
+def start(
+  model: nnx.Module, history: Tokens, window: LatentWindow, *, room: int
+) -> tuple[TokenCache, Float[Array, 'b e']]:
+  """Reads a history at once: `window.num_start_latents` latents, and a cache with room for `room` more tokens.
+
+  Args:
+    model: a `PerceiverAR`.
+    history: raw tokens whose last column is valid in every row (padding on the left).
+    window: how many latents to begin with.
+    room: tokens that will be appended before the next start.
+
+  Returns:
+    The cache, and the logits of the token behind the history.
+  """
+  config, cross_attend = model.config, model.cross_attends[0]
+  inputs = cleaned(model.in_time(history))
+  valid = validity(inputs)
+  raw = model.latent_inputs(inputs, window.num_start_latents)
+  latents = dataclasses.replace(raw, values=model.project_latents(model.input_adapter(raw)))
+  embedded = model.input_adapter(inputs)
+  normed = cross_attend.input_norm(embedded)
+  if config.key_norm == 'query_norm':
+    is_latent = rank_from_end(valid) < window.num_start_latents
+    normed = jnp.where(is_latent[..., None], cross_attend.query_norm(embedded), normed)
+  reader = KeyValueReader(None, None, cross_attend.attention)
+  context = reader(dataclasses.replace(inputs, values=normed))
+  cached = [with_room(*context, room)]
+  heads = _attend(cross_attend.attention, cross_attend.query_norm, latents, context, inputs.time, valid)
+  latents = cross_attend.finish(latents, heads, rngs=None)
+  for layer in model.blocks[0].layers:
+    normed = dataclasses.replace(latents, values=layer.norm(latents.values))
+    pair = KeyValueReader(None, None, layer.attention)(normed)
+    cached.append(with_room(*pair, room))
+    heads = _attend(layer.attention, None, normed, pair, latents.time, latents.valid)
+    latents = layer.finish(latents, heads, rngs=None)
+  cache = TokenCache(
+    layers=tuple(cached),
+    context_valid=jnp.pad(valid, ((0, 0), (0, room))),
+    latent_valid=jnp.pad(latents.valid, ((0, 0), (0, room))),
+    num_steps=jnp.int32(0),
+    position=valid.sum(1, dtype=jnp.int32)[:, None],
+    room=room,
+  )
+  return cache, model.logits(latents.values[:, -1:])[:, 0]
+
+
+def _attend(
+  attention: Attention, norm: nnx.LayerNorm | None, latents: Tokens, pair: tuple, key_time: Array, key_valid: Array
+) -> Float[Array, 'b h n v']:
+  normed = latents.values if norm is None else norm(latents.values)
+  q = attention.project_queries(normed, latents.position)
+  chunk_size = choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], key_time.shape[1])
+  times = {'query_time': latents.time, 'key_time': key_time, 'key_valid': key_valid}
+  return attend(q, *pair, **times, chunk_size=chunk_size)
+
+
+def step(model: nnx.Module, cache: TokenCache, tokens: Tokens) -> tuple[TokenCache, Float[Array, 'b e']]:
+  """Appends one token to every row: one new latent, which reads the context and all latents before it.
+
+  Args:
+    model: a `PerceiverAR`.
+    cache: with room for it.
+    tokens: `[b, 1, ...]`; without a position, the cache's next one is taken.
+
+  Returns:
+    The cache, and the logits of the token behind this one.
+  """
+  cross_attend = model.cross_attends[0]
+  if tokens.position is None:
+    tokens = dataclasses.replace(tokens, position=cache.position[:, None])
+  embedded = model.input_adapter(tokens)
+  latents = dataclasses.replace(tokens, values=model.project_latents(embedded))
+  exists = jnp.ones((tokens.batch_size, 1), bool)
+  context_valid = cache.appended(cache.context_valid, exists)
+  latent_valid = cache.appended(cache.latent_valid, exists)
+  key_norm = cross_attend.input_norm if model.config.key_norm == 'shared' else cross_attend.query_norm
+  reader = KeyValueReader(None, key_norm, cross_attend.attention)
+  pair = cache.extended(0, *reader(dataclasses.replace(tokens, values=embedded)))
+  q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
+  latents = cross_attend.finish(latents, attend_cache(q, pair, context_valid), rngs=None)
+  pairs = [pair]
+  for index, layer in enumerate(model.blocks[0].layers):
+    normed = dataclasses.replace(latents, values=layer.norm(latents.values))
+    pair = cache.extended(index + 1, *KeyValueReader(None, None, layer.attention)(normed))
+    q = layer.attention.project_queries(normed.values, latents.position)
+    latents = layer.finish(latents, attend_cache(q, pair, latent_valid), rngs=None)
+    pairs.append(pair)
+  cache = dataclasses.replace(
+    cache,
+    layers=tuple(pairs),
+    context_valid=context_valid,
+    latent_valid=latent_valid,
+    num_steps=cache.num_steps + 1,
+    position=cache.position + 1,
+  )
+  return cache, model.logits(latents.values)[:, 0]
