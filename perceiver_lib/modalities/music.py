@@ -1,8 +1,8 @@
 """Four voices as tokens: one id for each voice at each time step, in the order in which a model shall write them.
 
-A score is a grid `[b, t, 4]` of ids, one column a voice (soprano, alto, tenor, bass). An id says what sounds and whether
-it begins there, so that every step tells its whole chord and a note's length is the number of its ids. Before a
-piece stands a step of START, behind it one of END.
+A score is a grid `[b, t, 4]` of ids, one column a voice (soprano, alto, tenor, bass). An id says what sounds and
+whether it begins there, so that every step tells its whole chord and a note's length is the number of its ids. Before
+a piece stands a step of START, behind it one of END.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def tokens(grid: Score, order: Order = 'interleaved') -> Score:
   given and not scored, then alto, tenor and bass of each step: the task of harmonising a tune.
 
   Returns:
-    'ids'; 'valid', False = padding; 'position' int32 `[b, 4 t, 3]`: (step, voice, step in bar); 'scored', which ids count
-    as targets (`label_mask` of `perceiver_lib.sequences.next_tokens`).
+    'ids'; 'valid', False = padding; 'position' int32 `[b, 4 t, 3]`: (step, voice, step in bar); 'scored', which ids
+    count as targets (`label_mask` of `perceiver_lib.sequences.next_tokens`).
 
   Raises:
     ValueError: for another order.
