@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def table_initializer() -> jax.nn.initializers.Initializer:
   return jax.nn.initializers.truncated_normal(INITIAL_SCALE)
 
 
+@runtime_checkable
 class AdapterConfig(Protocol):
   """What a model asks of an input adapter's config."""
 
@@ -105,7 +106,9 @@ class FactoredPositionTables(nnx.Module):
   def __call__(self, position: Int[Array, 'b m p']) -> Float[Array, 'b m c']:
     """Raises a ValueError for positions that are not integers or have another number of axes than there are tables."""
     if position.shape[-1] != len(self.axes):
-      raise ValueError(f'Tables for {len(self.axes)} axes need positions [b, m, {len(self.axes)}]; got {position.shape}.')
+      raise ValueError(
+        f'Tables for {len(self.axes)} axes need positions [b, m, {len(self.axes)}]; got {position.shape}.'
+      )
     return sum(table(position[..., axis, None]) for axis, table in enumerate(self.axes))
 
 

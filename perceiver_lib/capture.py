@@ -8,15 +8,15 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
+
+from perceiver_lib.tokens import pytree_dataclass
 
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar('attention_recorder', default=None)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@pytree_dataclass()
 class AttentionMap:
   """One attention: softmax weights, and the scaled logits before the softmax (the paper's Fig. 3 shows those)."""
 
@@ -46,7 +46,7 @@ class Recorder:
   def wanted(self) -> bool:
     return self.names is None or any((self.name + '.').startswith(name + '.') for name in self.names)
 
-  def chosen(self, array: Float[Array, 'b h i *c']) -> Float[Array, 'b h i *c']:
+  def chosen(self, array: Shaped[Array, 'b h i *c']) -> Shaped[Array, 'b chosen_heads chosen_queries *c']:
     """The chosen heads and queries; an axis of size 1 stays, and indices that do not exist here are left out."""
     for axis, chosen in ((1, self.heads), (2, self.queries)):
       if chosen is not None and array.shape[axis] > 1:

@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.tokens import Tokens, may_attend, zero_invalid
+from perceiver_lib.tokens import Tokens, may_attend, pytree_dataclass, zero_invalid
 
 MASKED_LOGIT = -1e30
 """A finite fill: -inf gives finite outputs but NaN gradients where a whole row is masked."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['params', 'tokens'], meta_fields=['project'])
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@pytree_dataclass(static=('project',))
 class KeyStream:
   """Where keys and values come from.
 
@@ -39,8 +38,7 @@ class KeyStream:
   tokens: Tokens
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['seed'], meta_fields=['rate'])
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@pytree_dataclass(static=('rate',))
 class Dropout:
   """Dropout of attention weights. The draw depends on the key's index alone, so every chunk size draws the same."""
 
@@ -158,7 +156,9 @@ def streamed_attend(
 ) -> tuple[Float[Array, 'b h i v'], Float[Array, 'b h i']]:
   """Attention over all tokens of all streams in one softmax, and the log-sum-exp of its logits (no gradient)."""
   probe = streams[0]
-  num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, jnp.int32(0), 1)[0]))[1].shape[-1]
+  num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, jnp.int32(0), 1)[0]))[
+    1
+  ].shape[-1]
   state, first = PartialSoftmax.empty(q.shape[:3], num_value_channels), 0
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,35 @@ SOURCE_TIME = int(np.iinfo(np.int32).min)
 """The time of a key that every query may attend to, such as the source of a sequence-to-sequence pair."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+def pytree_dataclass(*, static: tuple[str, ...] = ()) -> Callable[[type], type]:
+  """A frozen keyword-only dataclass that JAX takes apart and puts together; `static` fields are part of its structure.
+
+  JAX also puts together trees of placeholders, which are no arrays; hence it bypasses `__init__` and its checks.
+  """
+
+  def decorate(cls: type) -> type:
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    data = [name for name in names if name not in static]
+
+    def flatten(node):
+      return [(jax.tree_util.GetAttrKey(name), getattr(node, name)) for name in data], tuple(
+        getattr(node, name) for name in static
+      )
+
+    def unflatten(meta, leaves):
+      node = object.__new__(cls)
+      for name, value in [*zip(data, leaves, strict=True), *zip(static, meta, strict=True)]:
+        object.__setattr__(node, name, value)
+      return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+  return decorate
+
+
+@pytree_dataclass()
 class Tokens:
   """A batch of tokens: what each one says, where it is, when it may be known and whether it exists.
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from flax import nnx
 
 ROUNDING = 1e-6
-"""Two float32 computations of the same thing: largest difference over the largest magnitude."""
+"""Two float32 computations that differ in the order of a few sums: largest difference over the largest magnitude."""
+
+STREAMED = 4e-6
+"""The same for an online softmax: each rescaling rounds logits of size 10 once more, 10 x 2^-24 at a time."""
 
 GOLDEN = 2e-6
 """A float32 model of a few layers against the float64 statement of its maths, measured in the same way."""
@@ -27,22 +32,38 @@ def assert_close(actual, expected, tolerance: float = ROUNDING) -> None:
     np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, np.abs(e).max(initial=0.0)))
 
 
+@contextlib.contextmanager
+def as_users_call() -> Iterator[None]:
+  """Without the checks of annotations, which only tests have: what users meet are the library's own sentences."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  try:
+    yield
+  finally:
+    jaxtyping.config.update('jaxtyping_disable', False)
+
+
 def set_parameters(module: nnx.Module, parameters: Mapping[str, np.ndarray]) -> None:
-  """Sets every parameter of a module from dotted paths; refuses a path that is missing, left over or of another shape."""
+  """Sets every parameter of a module from dotted paths; refuses a missing or extra path or another shape."""
   flat = {'.'.join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
   assert set(flat) == set(parameters), sorted(set(flat) ^ set(parameters))
   for path, param in flat.items():
     assert param.shape == parameters[path].shape, path
   state = nnx.from_flat_state(
-    [(path, nnx.Param(jnp.asarray(parameters['.'.join(map(str, path))], jnp.float32)))
-     for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
+    [
+      (path, nnx.Param(jnp.asarray(parameters['.'.join(map(str, path))], jnp.float32)))
+      for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    ]
   )
   nnx.update(module, state)
 
 
 def renamed(parameters: Mapping[str, np.ndarray], **prefixes: str) -> dict[str, np.ndarray]:
   """Golden paths under the library's names: `encoder` and `processor` parts sit at the top of a model."""
-  names = {'encoder.latents': 'latents', 'encoder.cross_attends': 'cross_attends', 'processor.layers': 'blocks.0.layers'}
+  names = {
+    'encoder.latents': 'latents',
+    'encoder.cross_attends': 'cross_attends',
+    'processor.layers': 'blocks.0.layers',
+  }
   result = {}
   for path, array in parameters.items():
     for old, new in (names | prefixes).items():

@@ -12,7 +12,7 @@ from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig,
 from perceiver_lib.blocks import CrossAttention, LayerConfig
 from perceiver_lib.positions import FourierFeatures, Rotary
 from perceiver_lib.tokens import Tokens
-from tests.support import assert_close
+from tests.support import STREAMED, assert_close
 
 BATCH, INPUTS, QUERIES, CHANNELS = 2, 29, 5, 6
 LAYER = LayerConfig(num_heads=2, qk_channels=8, v_channels=10, rotary=Rotary(fraction=0.5))
@@ -65,11 +65,11 @@ def test_streamed_adapter_equals_dense_in_all_gradients(kind, shared_position):
 
   QUERY_POSITION, TIME = queries.position, queries.time
   floats = (0, 1, 2, 3) if kind == 'pixels' else (0, 1)
-  gradient = jax.value_and_grad(loss, argnums=floats)
+  gradient = jax.jit(jax.value_and_grad(loss, argnums=floats), static_argnums=4)
   dense = gradient((layer, adapter), queries.values, inputs.values, inputs.position, None)
-  for chunk_size in (1, 8, 29, 64):
+  for chunk_size in (1, 8, 29):
     streamed = gradient((layer, adapter), queries.values, inputs.values, inputs.position, chunk_size)
-    assert_close(streamed, dense, 2e-6)
+    assert_close(streamed, dense, STREAMED)
 
 
 def test_gradients_of_invalid_inputs_are_zero_and_nan_in_them_reaches_no_gradient():
@@ -80,7 +80,7 @@ def test_gradients_of_invalid_inputs_are_zero_and_nan_in_them_reaches_no_gradien
       tokens = Tokens(values=values, position=inputs.position, time=inputs.time, valid=inputs.valid)
       return jnp.sum(layer(queries, tokens, adapter, chunk_size=chunk_size).values ** 2)
 
-    return jax.grad(loss, argnums=(0, 1))(layer, values)
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(layer, values)
 
   invalid = np.asarray(~inputs.valid)
   for chunk_size in (None, 4):
