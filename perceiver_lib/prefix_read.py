@@ -93,7 +93,8 @@ def prefix_read(
   if (maps := recorder()) is not None:
     streams = tuple(key_stream(tokens, reader) for tokens, reader in sources)
     logits = streamed_logits(q, streams, chunk_size or 4096)
-    row = maps.chosen(jnp.arange(num_timesteps * q.shape[2])[None, None, :, None])[0, 0, :, 0]
+    num_rows = num_timesteps * q.shape[2]
+    row = jnp.array([i for i in maps.queries if i < num_rows] if maps.queries is not None else range(num_rows))
     heads = dataclasses.replace(maps, queries=None).chosen(logits)
     chosen = heads[:, :, row % q.shape[2]]
     allowed = _allowed_rows(q, sources, num_timesteps, window)[:, :, row]

@@ -1,0 +1,360 @@
+"""The unified model: Perceiver IO and Perceiver AR as one, causal in all three attentions.
+
+S latents stand at each of T timesteps. Latents of a timestep read every input up to it, see every latent up to it, and
+answer queries from it on: one rule, `tokens.may_attend`, in encoder, processor and decoder. One timestep is Perceiver IO;
+latents that sit on the last inputs, with an identity decoder, are Perceiver AR. The idea is V. Yeevani's sketch,
+"Combining Perceiver IO and Perceiver AR" (2024), which left the processor unmasked and so let the future leak.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import jax.numpy as jnp
+from einops import repeat
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from perceiver_lib.adapters import AdapterConfig, table_initializer
+from perceiver_lib.attention import KeyValueReader, joined_times, read
+from perceiver_lib.block_causal import CausalLatentBlock, LatentAttention
+from perceiver_lib.blocks import CrossAttention, LayerConfig, layer_norm, pairs
+from perceiver_lib.capture import named
+from perceiver_lib.decoder import Decoder, DecoderConfig
+from perceiver_lib.linear import Linear
+from perceiver_lib.models.perceiver_ar import TiedHead
+from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, validity
+from perceiver_lib.prefix_read import prefix_read
+from perceiver_lib.streaming import cleaned
+from perceiver_lib.tokens import SOURCE_TIME, Tokens
+
+Inputs = Tokens | Mapping[str, Tokens]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedLatents:
+  """The same trained latents at every timestep, as in Perceiver IO.
+
+  Attributes:
+    num_latents: S, latents of a timestep.
+    num_timesteps: T, the most timesteps of a call, 0 .. T-1.
+    timestep_table: whether a trained vector for each timestep joins its latents, after the read.
+    encoder_window: timesteps that a timestep reads, itself the last of them; the source is always read. None = all.
+  """
+
+  num_latents: int
+  num_timesteps: int = 1
+  timestep_table: bool = True
+  encoder_window: int | None = None
+
+  def __post_init__(self):
+    if self.num_latents < 1 or self.num_timesteps < 1 or (self.encoder_window or 1) < 1:
+      raise ValueError(
+        'num_latents, num_timesteps and encoder_window must be 1 or more; got '
+        f'{self.num_latents}, {self.num_timesteps} and {self.encoder_window}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputLatents:
+  """The latest inputs, projected, as in Perceiver AR; a latent has the timestep and the position of its input.
+
+  Attributes:
+    num_latents: N, how many of the latest valid inputs become latents. The source never does.
+    projection: 'linear' from C to D, or 'none', which needs C = D.
+    key_norm: as in `PerceiverARConfig`.
+  """
+
+  num_latents: int
+  projection: Literal['linear', 'none'] = 'linear'
+  key_norm: Literal['shared', 'query_norm'] = 'shared'
+
+  def __post_init__(self):
+    if self.projection not in ('linear', 'none') or self.key_norm not in ('shared', 'query_norm'):
+      raise ValueError(
+        'projection must be linear or none and key_norm shared or query_norm; got '
+        f'{self.projection!r} and {self.key_norm!r}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IdentityDecoderConfig:
+  """Every latent is an output, by a layer norm and a head; names and start values are those of Perceiver AR.
+
+  Attributes:
+    num_outputs: E.
+    output: 'linear', which starts at zero, or 'tied' to the embedding of the input, with a bias.
+  """
+
+  num_outputs: int
+  output: Literal['linear', 'tied'] = 'linear'
+
+  def __post_init__(self):
+    if self.output not in ('linear', 'tied'):
+      raise ValueError(f'output must be linear or tied; got {self.output!r}.')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnifiedPerceiverConfig:
+  """Names for the letters: inputs M x C, latents T x S x D, outputs O x E.
+
+  Attributes:
+    input_adapter: raw tokens -> C channels, for one modality or several.
+    latents: `LearnedLatents` or `InputLatents`.
+    num_latent_channels: D.
+    num_blocks: times that the one latent block is applied, and num_self_attends_per_block its depth.
+    latent_attention: 'full' or 'axial', see `block_causal.CausalLatentBlock`.
+    cross_attend, self_attend: the layers. Attention weights are not dropped in this model.
+    decoder: queries of any kind, each with its own timestep, or `IdentityDecoderConfig`.
+  """
+
+  input_adapter: AdapterConfig
+  latents: LearnedLatents | InputLatents
+  num_latent_channels: int
+  num_blocks: int = 1
+  num_self_attends_per_block: int = 6
+  latent_attention: LatentAttention = 'full'
+  cross_attend: LayerConfig = LayerConfig(num_heads=1)
+  self_attend: LayerConfig = LayerConfig(num_heads=8)
+  decoder: DecoderConfig | IdentityDecoderConfig
+
+  def __post_init__(self):
+    c, d = self.input_adapter.num_channels, self.num_latent_channels
+    for name in ('cross_attend', 'self_attend'):
+      if getattr(self, name).attention_dropout > 0:
+        raise ValueError(f'This model drops no attention weights; got {name} with attention_dropout. Use dropout.')
+    if isinstance(self.latents, LearnedLatents):
+      if self.cross_attend.rotary is not None:
+        raise ValueError('Learned latents ask the same question at every timestep; their read cannot be rotary.')
+    else:
+      if self.latent_attention == 'axial':
+        raise ValueError('Axial latent attention needs the same latents at every timestep; use LearnedLatents.')
+      for name, value in (('projection', 'none'), ('key_norm', 'query_norm')):
+        if getattr(self.latents, name) == value and c != d:
+          raise ValueError(f'{name}={value!r} needs inputs as wide as the latents, {d} channels; got {c}.')
+    if isinstance(self.decoder, DecoderConfig):
+      self.decoder.check(self.input_adapter)
+    elif self.decoder.output == 'tied':
+      embedding = (getattr(self.input_adapter, 'num_embeddings', None), c)
+      if embedding != (self.decoder.num_outputs, d):
+        raise ValueError(
+          f'A tied head needs an input embedding of {self.decoder.num_outputs} ids x {d} channels; got {embedding}.'
+        )
+
+  @classmethod
+  def tiny(
+    cls, input_adapter: AdapterConfig, decoder: DecoderConfig | IdentityDecoderConfig, num_timesteps: int
+  ) -> UnifiedPerceiverConfig:
+    """For tests and smoke runs: seconds on a laptop, learns little."""
+    return cls(
+      input_adapter=input_adapter,
+      latents=LearnedLatents(num_latents=2, num_timesteps=num_timesteps),
+      num_latent_channels=16,
+      num_self_attends_per_block=2,
+      self_attend=LayerConfig(num_heads=2),
+      decoder=decoder,
+    )
+
+
+class UnifiedPerceiver(nnx.Module):
+  """Latents at every timestep; everything that is known up to a timestep, and nothing else, reaches its outputs."""
+
+  def __init__(self, config: UnifiedPerceiverConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    c, d = config.input_adapter.num_channels, config.num_latent_channels
+    self.input_adapter = config.input_adapter.build(rngs)
+    self.timesteps = None
+    if isinstance(config.latents, LearnedLatents):
+      self.latents = nnx.Param(table_initializer()(rngs.params(), (config.latents.num_latents, d)))
+      if config.latents.timestep_table:
+        self.timesteps = nnx.Param(table_initializer()(rngs.params(), (config.latents.num_timesteps, d)))
+    else:
+      self.latent_projection = Linear(c, d, rngs=rngs) if config.latents.projection == 'linear' else None
+    self.cross_attends = nnx.List(
+      [CrossAttention(config.cross_attend, num_query_channels=d, num_input_channels=c, rngs=rngs)]
+    )
+    self.blocks = nnx.List(
+      [
+        CausalLatentBlock(
+          config.self_attend,
+          num_channels=d,
+          num_layers=config.num_self_attends_per_block,
+          latent_attention=config.latent_attention,
+          rngs=rngs,
+        )
+      ]
+    )
+    if isinstance(config.decoder, DecoderConfig):
+      self.decoder = Decoder(config.decoder, input_adapter=config.input_adapter, num_latent_channels=d, rngs=rngs)
+    else:
+      self.output_norm = layer_norm(d, rngs)
+      if config.decoder.output == 'tied':
+        self.head = TiedHead(config.decoder.num_outputs)
+      else:
+        zeros = nnx.initializers.zeros_init()
+        self.head = Linear(d, config.decoder.num_outputs, kernel_init=zeros, rngs=rngs)
+
+  def encode(
+    self,
+    inputs: Inputs,
+    *,
+    num_timesteps: int | None = None,
+    chunk_size: int | None = None,
+    remat: bool = False,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens:
+    """Latents `[b, t * s, d]` with their timesteps, timestep-major, after the read and all blocks.
+
+    Args:
+      inputs: raw tokens, by modality where the adapter is, in any order and any number a timestep; all of them with a
+        time, or none. Timesteps count from 0; a source has SOURCE_TIME; inputs from timestep T on are never read.
+      num_timesteps: T of this call, for learned latents; None = the config's.
+      chunk_size: input tokens read at a time; None = chosen from the shapes.
+      remat: recompute latent layers in the backward pass.
+      rngs: a `dropout` stream for training.
+
+    Raises:
+      ValueError: for timed tokens beside timeless ones, and for timeless inputs of more than one timestep.
+    """
+    config, settings = self.config.latents, {'chunk_size': chunk_size, 'rngs': rngs}
+    if isinstance(config, LearnedLatents):
+      num_timesteps = num_timesteps or config.num_timesteps
+      if num_timesteps > config.num_timesteps and self.timesteps is not None:
+        raise ValueError(f'This model has a table of {config.num_timesteps} timesteps; got {num_timesteps}.')
+      latents, s = self._read(inputs, num_timesteps, **settings), config.num_latents
+    elif num_timesteps is not None:
+      raise ValueError(f'Latents made of inputs take their timesteps; got num_timesteps={num_timesteps}.')
+    else:
+      latents, s = self._read_by_inputs(inputs, **settings), config.num_latents
+    for block in range(self.config.num_blocks):
+      first_layer = block * self.config.num_self_attends_per_block
+      latents = self.blocks[0](
+        latents, num_latents_per_timestep=s, first_layer=first_layer, remat=remat, rngs=rngs
+      )
+    return latents
+
+  def sources(self, inputs: Inputs) -> list[tuple[Tokens, KeyValueReader]]:
+    """Inputs by modality, each with what makes keys and values of it."""
+    cross_attend = self.cross_attends[0]
+    adapted = pairs(inputs, self.input_adapter)
+    return [
+      (tokens, KeyValueReader(adapter, cross_attend.input_norm, cross_attend.attention)) for tokens, adapter in adapted
+    ]
+
+  def question(self, batch_size: int) -> Float[Array, 'b h s k']:
+    """The read's queries, which are the same at every timestep."""
+    cross_attend = self.cross_attends[0]
+    q = cross_attend.attention.project_queries(cross_attend.query_norm(self.latents[...])[None], None)
+    return jnp.broadcast_to(q, (batch_size, *q.shape[1:]))
+
+  def answer(
+    self, heads: Float[Array, 'b h ts v'], time: Int[Array, ' t'], *, rngs: nnx.Rngs | None = None
+  ) -> Tokens:
+    """The latents of these timesteps with what they read, and the timesteps' embedding."""
+    b, s = heads.shape[0], self.config.latents.num_latents
+    latents = Tokens(
+      values=repeat(self.latents[...], 's d -> b (t s) d', b=b, t=len(time)),
+      position=repeat(time, 't -> 1 (t s) 1', s=s),
+      time=repeat(time, 't -> b (t s)', b=b, s=s),
+    )
+    latents = self.cross_attends[0].finish(latents, heads, rngs=rngs)
+    if self.timesteps is None:
+      return latents
+    embedding = repeat(self.timesteps[...][time], 't d -> 1 (t s) d', s=s)
+    return dataclasses.replace(latents, values=latents.values + embedding)
+
+  def _read(self, inputs: Inputs, num_timesteps: int, *, chunk_size: int | None, rngs: nnx.Rngs | None) -> Tokens:
+    sources = self.sources(inputs)
+    batch_size, timed = sources[0][0].batch_size, joined_times([tokens for tokens, _ in sources]) is not None
+    if not timed and num_timesteps > 1:
+      raise ValueError(f'{num_timesteps} timesteps need inputs with a time; got inputs without one.')
+    with named('encoder', 'cross_attention', 0):
+      q = self.question(batch_size)
+      if timed:
+        steps = {'num_timesteps': num_timesteps, 'window': self.config.latents.encoder_window}
+        heads = prefix_read(q, sources, **steps, chunk_size=chunk_size)
+      else:
+        heads = read(q, sources, query_time=None, chunk_size=chunk_size)
+    latents = self.answer(heads, jnp.arange(num_timesteps, dtype=jnp.int32), rngs=rngs)
+    return latents if timed else dataclasses.replace(latents, time=None)
+
+  def _read_by_inputs(self, inputs: Inputs, *, chunk_size: int | None, rngs: nnx.Rngs | None) -> Tokens:
+    if not isinstance(inputs, Tokens) or inputs.time is None:
+      raise ValueError('Latents made of inputs need tokens of one modality, with a time; the source may be among them.')
+    inputs, config, cross_attend = inputs.checked('inputs'), self.config.latents, self.cross_attends[0]
+    raw, is_latent = latest(inputs, config.num_latents)
+    embedded = dataclasses.replace(raw, values=self.input_adapter(raw))
+    projection = self.latent_projection
+    latents = embedded if projection is None else dataclasses.replace(raw, values=projection(embedded.values))
+    sources = self.sources(inputs)
+    if config.key_norm == 'query_norm':
+      others = dataclasses.replace(inputs, valid=validity(inputs) & ~is_latent)
+      sources = [(others, sources[0][1]), (embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention))]
+    with named('encoder', 'cross_attention', 0):
+      q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
+      heads = read(q, sources, query_time=latents.time, chunk_size=chunk_size)
+    return cross_attend.finish(latents, heads, rngs=rngs)
+
+  def decode(
+    self,
+    latents: Tokens,
+    queries: Inputs | None = None,
+    *,
+    chunk_size: int | None = None,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens | Float[Array, 'b o e'] | dict[str, Float[Array, 'b o e']]:
+    """Outputs of queries `[b, o, e]`, or, with an identity decoder and without queries, of every latent as tokens.
+
+    Args:
+      latents: of `encode`.
+      queries: raw queries of the kind that the config names; the time of each is the last timestep that it may know.
+      chunk_size: queries decoded at a time.
+      rngs: a `dropout` stream for training.
+    """
+    if isinstance(self.config.decoder, DecoderConfig):
+      if queries is None:
+        raise ValueError('This model decodes queries, each with its time; got none.')
+      return self.decoder(latents, queries, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
+    if queries is not None:
+      raise ValueError('This model has an identity decoder, whose outputs are its latents; got queries.')
+    channels = self.output_norm(latents.values)
+    tied = isinstance(self.head, TiedHead)
+    return dataclasses.replace(latents, values=self.head(self.input_adapter, channels) if tied else self.head(channels))
+
+  def __call__(
+    self,
+    inputs: Inputs,
+    queries: Inputs | None = None,
+    *,
+    num_timesteps: int | None = None,
+    chunk_size: int | None = None,
+    decode_chunk_size: int | None = None,
+    remat: bool = False,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens | Float[Array, 'b o e'] | dict[str, Float[Array, 'b o e']]:
+    """Outputs of `decode` for the latents of `encode`; the arguments are theirs."""
+    latents = self.encode(inputs, num_timesteps=num_timesteps, chunk_size=chunk_size, remat=remat, rngs=rngs)
+    return self.decode(latents, queries, chunk_size=decode_chunk_size, rngs=rngs)
+
+
+def latest(inputs: Tokens, num_latents: int) -> tuple[Tokens, Array]:
+  """The `num_latents` latest valid inputs in time order, source excluded, and which inputs they are `[b, m]`.
+
+  Inputs of one timestep keep their order. Where a row has fewer, the first latents are not valid.
+  """
+  b, m = inputs.values.shape[:2]
+  candidate = validity(inputs) & (inputs.time != SOURCE_TIME)
+  order = jnp.argsort(jnp.where(candidate, inputs.time, SOURCE_TIME), axis=1, stable=True).astype(jnp.int32)
+  place = last_valid(jnp.take_along_axis(candidate, order, axis=1), num_latents)
+  valid = place >= 0
+  index = jnp.where(valid, jnp.take_along_axis(order, jnp.maximum(place, 0), axis=1), -1)
+  raw = Tokens(
+    values=gathered(inputs.values, index),
+    position=None if inputs.position is None else gathered(inputs.position, index),
+    time=jnp.where(valid, gathered(inputs.time, index), SOURCE_TIME),
+    valid=valid,
+  )
+  is_latent = jnp.zeros((b, m), bool).at[jnp.arange(b)[:, None], jnp.where(valid, index, m)].set(True, mode='drop')
+  return cleaned(raw), is_latent

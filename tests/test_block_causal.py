@@ -1,0 +1,190 @@
+"""Block-causal attention equals the dense rule in outputs and gradients, and so does the stack of layers made of it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perceiver_lib import block_causal
+from perceiver_lib.attention import KeyValueReader, attend
+from perceiver_lib.block_causal import CausalLatentBlock, block_causal_attend
+from perceiver_lib.blocks import LatentBlock, LayerConfig
+from perceiver_lib.positions import Rotary
+from perceiver_lib.tokens import Tokens
+from tests.support import ROUNDING, as_users_call, assert_close
+
+BATCH, STEPS, LATENTS, CHANNELS = 2, 7, 3, 10
+NUM = STEPS * LATENTS
+LAYER = LayerConfig(num_heads=2, widening_factor=2)
+
+
+def operands(seed=0):
+  random = np.random.default_rng(seed)
+  q, k, v = (jnp.asarray(random.normal(size=(BATCH, 2, NUM, width)), jnp.float32) for width in (5, 5, 11))
+  time = np.cumsum(random.integers(1, 4, (BATCH, STEPS)), axis=1).repeat(LATENTS, axis=1)
+  return q, k, v, jnp.asarray(time, jnp.int32), jnp.asarray(random.random((BATCH, NUM)) > 0.3)
+
+
+def flat(tree):
+  """All gradients as one vector: that of the keys' bias is zero but for rounding, because a softmax cancels it."""
+  return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize('padded', [True, False])
+@pytest.mark.parametrize('block_rows', [1, 6, 13, None])
+def test_equals_the_dense_rule_in_outputs_and_gradients(block_rows, padded):
+  q, k, v, time, valid = operands()
+  valid = valid if padded else None
+  if padded:
+    k, v = (jnp.where(valid[:, None, :, None], array, jnp.nan) for array in (k, v))
+
+  def dense(q, k, v):
+    return attend(q, k, v, query_time=time, key_time=time, key_valid=valid)
+
+  def blocks(q, k, v):
+    rows = {'num_latents_per_timestep': LATENTS, 'block_rows': block_rows}
+    return block_causal_attend(q, k, v, time=time, valid=valid, **rows)
+
+  def value_and_gradients(function):
+    return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(function(*x))), argnums=(0, 1, 2)))(q, k, v)
+
+  assert_close(blocks(q, k, v), dense(q, k, v))
+  assert_close(value_and_gradients(blocks), value_and_gradients(dense))
+
+
+def test_computes_the_lower_triangle_of_blocks_and_nothing_else():
+  assert block_causal._block_pairs(9, 3).tolist() == [[0, 0], [1, 0], [1, 1], [2, 0], [2, 1], [2, 2]]
+
+
+def test_nan_in_later_latents_leaves_earlier_outputs_bit_identical():
+  q, k, v, time, _ = operands()
+  attended = functools.partial(block_causal_attend, time=time, num_latents_per_timestep=LATENTS, block_rows=6)
+  clean = attended(q, k, v)
+  first_bad = 4 * LATENTS
+  spoiled = attended(*(x.at[:, :, first_bad:].set(jnp.nan) for x in (q, k, v)))
+  assert np.array_equal(spoiled[:, :, :first_bad], clean[:, :, :first_bad])
+  assert np.isnan(spoiled[:, :, first_bad:]).all()
+
+
+def test_memory_grows_with_the_number_of_latents_and_not_with_its_square():
+  def temporary_bytes(num_steps):
+    def loss(q, k, v, time):
+      return jnp.sum(block_causal_attend(q, k, v, time=time, num_latents_per_timestep=8, block_rows=64))
+
+    heads = [jax.ShapeDtypeStruct((1, 2, num_steps * 8, 4), jnp.float32)] * 3
+    time = jax.ShapeDtypeStruct((1, num_steps * 8), jnp.int32)
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*heads, time).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes(1024) < 4.5 * temporary_bytes(256)
+
+
+def test_refuses_latents_that_are_not_whole_timesteps():
+  q, k, v, time, _ = operands()
+  with pytest.raises(ValueError, match='whole timesteps of 4; got 21 latents'):
+    block_causal_attend(q, k, v, time=time, num_latents_per_timestep=4)
+
+
+def latents():
+  random = np.random.default_rng(2)
+  _, _, _, time, valid = operands()
+  values = jnp.asarray(random.normal(size=(BATCH, NUM, CHANNELS)), jnp.float32)
+  return Tokens(values=values, position=jnp.arange(NUM)[None, :, None], time=time, valid=valid)
+
+
+def outputs_and_gradients(stack, tokens, **settings):
+  def loss(stack, values):
+    output = stack(Tokens(values=values, position=tokens.position, time=tokens.time, valid=tokens.valid), **settings)
+    return jnp.sum(jnp.sin(output.values)), output.values
+
+  (_, values), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(stack, tokens.values)
+  return values, flat(gradients)
+
+
+def same_weights(source, target):
+  nnx.update(target, nnx.state(source))
+  return target
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_stack_equals_the_general_stack_with_the_same_parameters(monkeypatch, remat):
+  monkeypatch.setattr(block_causal, 'choose_chunk_size', lambda rows, keys: 1)
+  config = LayerConfig(num_heads=2, rotary=Rotary(fraction=0.5))
+  general = LatentBlock(config, num_channels=CHANNELS, num_layers=3, rngs=nnx.Rngs(5))
+  ours = CausalLatentBlock(config, num_channels=CHANNELS, num_layers=3, rngs=nnx.Rngs(6))
+  ours = same_weights(general, ours)
+  actual = outputs_and_gradients(ours, latents(), num_latents_per_timestep=LATENTS, remat=remat)
+  assert_close(actual, outputs_and_gradients(general, latents()), 2 * ROUNDING)
+
+
+def masked_layer(layer, tokens, mask):
+  """One layer with its mask `[b, i, j]` written out."""
+  normed = Tokens(values=layer.norm(tokens.values))
+  q = layer.attention.project_queries(normed.values, None)
+  k, v = KeyValueReader(None, None, layer.attention)(normed)
+  logits = jnp.where(mask[:, None], jnp.einsum('bhik,bhjk->bhij', q, k) * q.shape[-1] ** -0.5, -1e30)
+  weights = jnp.where(mask[:, None], jax.nn.softmax(logits, axis=-1), 0)
+  return layer.finish(tokens, jnp.einsum('bhij,bhjv->bhiv', weights, v), rngs=None)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_axial_stack_attends_within_the_step_then_across_steps_for_each_slot(remat):
+  stack = CausalLatentBlock(LAYER, num_channels=CHANNELS, num_layers=4, latent_attention='axial', rngs=nnx.Rngs(7))
+  tokens = latents()
+  slot, step = np.arange(NUM) % LATENTS, np.arange(NUM) // LATENTS
+  valid = tokens.valid[:, None, :]
+  within = jnp.asarray(step[:, None] == step[None])[None] & valid
+  across = jnp.asarray((slot[:, None] == slot[None]) & (step[:, None] >= step[None]))[None] & valid
+
+  def dense(stack, tokens):
+    for layer, mask in zip(stack.layers, (within, across) * 2, strict=True):
+      tokens = masked_layer(layer, tokens, mask)
+    return tokens
+
+  def loss(stack, values):
+    output = dense(stack, Tokens(values=values, time=tokens.time, valid=tokens.valid))
+    return jnp.sum(jnp.sin(output.values)), output.values
+
+  (_, values), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(stack, tokens.values)
+  actual = outputs_and_gradients(stack, tokens, num_latents_per_timestep=LATENTS, remat=remat)
+  assert_close(actual, (values, flat(gradients)), 2 * ROUNDING)
+
+
+def test_axial_costs_less():
+  def flops(latent_attention):
+    stack = CausalLatentBlock(
+      LAYER, num_channels=CHANNELS, num_layers=2, latent_attention=latent_attention, rngs=nnx.Rngs(7)
+    )
+
+    def run(values, time):
+      return stack(Tokens(values=values, time=time), num_latents_per_timestep=16).values
+
+    shapes = jax.ShapeDtypeStruct((1, 512, CHANNELS), jnp.float32), jax.ShapeDtypeStruct((1, 512), jnp.int32)
+    return jax.jit(run).lower(*shapes).compile().cost_analysis()['flops']
+
+  assert flops('axial') < flops('full') / 4
+
+
+def test_dropout_of_branches_needs_rngs_and_changes_with_them():
+  config = LayerConfig(num_heads=2, dropout=0.5)
+  stack = CausalLatentBlock(config, num_channels=CHANNELS, num_layers=2, rngs=nnx.Rngs(9))
+
+  def values(remat, seed=None):
+    rngs = None if seed is None else nnx.Rngs(dropout=seed)
+    return np.asarray(stack(latents(), num_latents_per_timestep=LATENTS, remat=remat, rngs=rngs).values)
+
+  for remat in (False, True):
+    assert np.array_equal(values(remat), values(remat)) and np.array_equal(values(remat, 1), values(remat, 1))
+    assert not np.array_equal(values(remat, 1), values(remat, 2))
+
+
+def test_refuses_what_the_axial_stack_cannot_do():
+  with pytest.raises(ValueError, match='layers in pairs, within a step and across steps; got 3'):
+    CausalLatentBlock(LAYER, num_channels=CHANNELS, num_layers=3, latent_attention='axial', rngs=nnx.Rngs(0))
+  with as_users_call(), pytest.raises(ValueError, match="full or axial; got 'diagonal'"):
+    CausalLatentBlock(LAYER, num_channels=CHANNELS, num_layers=2, latent_attention='diagonal', rngs=nnx.Rngs(0))

@@ -1,0 +1,225 @@
+"""The one-pass causal read equals the general read, whatever the order, the padding, the window and the chunks."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
+from perceiver_lib.attention import KeyValueReader, read
+from perceiver_lib.blocks import CrossAttention, LayerConfig
+from perceiver_lib.capture import capture_attention
+from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.prefix_read import may_read, prefix_read
+from perceiver_lib.tokens import SOURCE_TIME, Tokens
+from tests.support import assert_close
+
+BATCH, LATENTS, CHANNELS, INPUTS, FRAME = 2, 3, 5, 23, 13
+LAYER = LayerConfig(num_heads=2, qk_channels=14, v_channels=22)
+NEVER = np.iinfo(np.int32).max
+
+
+class Reader(nnx.Module):
+  """Two modalities, bytes and pixels, under one attention."""
+
+  def __init__(self):
+    rngs = nnx.Rngs(3)
+    self.layer = CrossAttention(LAYER, num_query_channels=CHANNELS, num_input_channels=7, rngs=rngs)
+    self.bytes = EmbeddingAdapterConfig(num_embeddings=11, num_channels=7).build(rngs)
+    position = FourierFeatures(num_bands=1, max_resolution=(FRAME,))
+    self.pixels = FeatureAdapterConfig(num_values=3, num_projected_channels=4, position=position).build(rngs)
+
+  def sources(self, inputs):
+    attention, norm = self.layer.attention, self.layer.input_norm
+    return [(tokens, KeyValueReader(getattr(self, name), norm, attention)) for name, tokens in inputs.items()]
+
+  def queries(self, latents):
+    return jnp.tile(self.layer.attention.project_queries(self.layer.query_norm(latents), None), (BATCH, 1, 1, 1))
+
+
+def by_general_read(reader, latents, inputs, num_timesteps, window, chunk_size):
+  """Each timestep by itself; a window hides inputs by their validity."""
+  q, outputs = reader.queries(latents), []
+  for step in range(num_timesteps):
+    seen = {}
+    for name, tokens in inputs.items():
+      valid = jnp.ones(tokens.time.shape, bool) if tokens.valid is None else tokens.valid
+      if window is not None:
+        valid &= (tokens.time > step - window) | (tokens.time == SOURCE_TIME)
+      seen[name] = Tokens(values=tokens.values, position=tokens.position, time=tokens.time, valid=valid)
+    query_time = jnp.full((BATCH, LATENTS), step, jnp.int32)
+    outputs.append(read(q, reader.sources(seen), query_time=query_time))
+  return jnp.concatenate(outputs, axis=2)
+
+
+def inputs_at(times, frame_times, seed=0, *, padded=True, shared_position=True):
+  random = np.random.default_rng(seed)
+  rows = 1 if shared_position else BATCH
+  return {
+    'bytes': Tokens(
+      values=jnp.asarray(random.integers(0, 11, times.shape), jnp.uint8),
+      time=jnp.asarray(times, jnp.int32),
+      valid=jnp.asarray(random.random(times.shape) > 0.3) if padded else None,
+    ),
+    'pixels': Tokens(
+      values=jnp.asarray(random.normal(size=(*frame_times.shape, 3)), jnp.float32),
+      position=jnp.asarray(random.uniform(-1, 1, (rows, frame_times.shape[1], 1)), jnp.float32),
+      time=jnp.asarray(frame_times, jnp.int32),
+    ),
+  }
+
+
+def latents_of(seed=5):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=(1, LATENTS, CHANNELS)), jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=('function', 'num_timesteps', 'window', 'chunk_size'))
+def value_and_gradients(inputs, *, function, num_timesteps, window, chunk_size=None):
+  weights = jnp.asarray(np.random.default_rng(7).normal(size=(BATCH, 2, num_timesteps * LATENTS, 11)), jnp.float32)
+
+  def loss(reader, latents, pixels, position):
+    frame = Tokens(values=pixels, position=position, time=inputs['pixels'].time)
+    output = function(reader, latents, inputs | {'pixels': frame}, num_timesteps, window, chunk_size)
+    return jnp.sum(output * weights), output
+
+  arguments = (Reader(), latents_of(), inputs['pixels'].values, inputs['pixels'].position)
+  (_, output), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(*arguments)
+  return output, gradients
+
+
+def by_prefix_read(reader, latents, inputs, num_timesteps, window, chunk_size):
+  settings = {'num_timesteps': num_timesteps, 'window': window, 'chunk_size': chunk_size}
+  return prefix_read(reader.queries(latents), reader.sources(inputs), **settings)
+
+
+def assert_equal_to_general_read(inputs, num_timesteps, window, chunk_size):
+  steps = {'num_timesteps': num_timesteps, 'window': window}
+  actual = value_and_gradients(inputs, function=by_prefix_read, chunk_size=chunk_size, **steps)
+  expected = value_and_gradients(inputs, function=by_general_read, **steps)
+  assert_close(actual[0], expected[0])
+  # Over all gradients together: that of the keys' bias is zero but for rounding, because a softmax cancels it.
+  assert_close(*(jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(x[1])]) for x in (actual, expected)))
+
+
+def test_may_read_is_the_matrix_of_its_docstring():
+  time = jnp.array([[0, 1, 2, SOURCE_TIME]], jnp.int32)
+  everything = [[1, 0, 0, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
+  assert np.array_equal(may_read(time, 3, None)[0], np.array(everything, bool))
+  assert np.array_equal(may_read(time, 3, 1)[0], np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1]], bool))
+
+
+@pytest.mark.parametrize(
+  ('chunk_size', 'window'), [(None, None), (None, 3), (1, None), (4, None), (64, None), (1, 2), (4, 1), (4, 3), (4, 19)]
+)
+def test_equals_the_general_read_in_outputs_and_gradients(chunk_size, window):
+  """Any order, padding, two modalities, the source, history before step 0, the future, and empty timesteps 2 and 4."""
+  random = np.random.default_rng(1)
+  choices = [SOURCE_TIME, -3, -1, 0, 1, 3, 5, 7, NEVER]
+  inputs = inputs_at(random.choice(choices, (BATCH, INPUTS)), random.choice(choices, (BATCH, FRAME)))
+  assert_equal_to_general_read(inputs, 7, window, chunk_size)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+  times=st.lists(st.sampled_from([SOURCE_TIME, -2, 0, 1, 2, 4, NEVER]), min_size=2 * INPUTS, max_size=2 * INPUTS),
+  frame_times=st.lists(st.sampled_from([SOURCE_TIME, -1, 0, 3, 4]), min_size=2 * FRAME, max_size=2 * FRAME),
+  how=st.sampled_from([(2, None, True), (8, 3, False), (None, 1, True)]),
+  seed=st.integers(0, 2**16),
+)
+def test_equals_the_general_read_for_any_times(times, frame_times, how, seed):
+  chunk_size, window, shared_position = how
+  times, frame_times = np.reshape(times, (BATCH, INPUTS)), np.reshape(frame_times, (BATCH, FRAME))
+  inputs = inputs_at(times, frame_times, seed, shared_position=shared_position)
+  assert_equal_to_general_read(inputs, 5, window, chunk_size)
+
+
+@pytest.mark.parametrize('window', [None, 2])
+def test_nothing_to_read_is_exactly_zero_with_finite_gradients(window):
+  inputs = inputs_at(np.full((BATCH, INPUTS), 2), np.full((BATCH, FRAME), NEVER))
+
+  steps = {'num_timesteps': 5, 'window': window, 'chunk_size': 4}
+  output, gradients = value_and_gradients(inputs, function=by_prefix_read, **steps)
+  steps = np.asarray(output).reshape(BATCH, 2, 5, LATENTS, 11)
+  assert np.all(steps[:, :, :2] == 0) and np.all(steps[:, :, 2] != 0)
+  assert np.all(steps[:, :, 4] == 0) if window == 2 else np.array_equal(steps[:, :, 4], steps[:, :, 2])
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize('chunk_size', [None, 4])
+def test_garbage_in_later_and_invalid_inputs_leaves_earlier_outputs_bit_identical(chunk_size):
+  random = np.random.default_rng(2)
+  frame_times = random.integers(0, 5, (BATCH, FRAME))
+  inputs = inputs_at(random.integers(0, 5, (BATCH, INPUTS)), frame_times)
+  valid = jnp.asarray(random.random(frame_times.shape) > 0.3)
+
+  def output(values, position):
+    frame = Tokens(values=values, position=position, time=inputs['pixels'].time, valid=valid)
+    sources = reader.sources(inputs | {'pixels': frame})
+    return np.asarray(prefix_read(q, sources, num_timesteps=5, chunk_size=chunk_size))
+
+  reader = Reader()
+  q = reader.queries(latents_of())
+  position = jnp.broadcast_to(inputs['pixels'].position, (BATCH, FRAME, 1))
+  spoiled = (frame_times > 2) | ~np.asarray(valid)
+  clean = output(inputs['pixels'].values, position)
+  for garbage in (jnp.nan, jnp.inf, 1e30):
+    bad = output(*(jnp.where(spoiled[..., None], garbage, x) for x in (inputs['pixels'].values, position)))
+    assert np.array_equal(bad[:, :, : 3 * LATENTS], clean[:, :, : 3 * LATENTS])
+    assert not np.array_equal(bad[:, :, 3 * LATENTS :], clean[:, :, 3 * LATENTS :])
+
+
+def test_attention_maps_are_the_same_for_every_chunk_size_and_sum_to_one():
+  random = np.random.default_rng(4)
+  inputs = inputs_at(random.integers(0, 3, (BATCH, INPUTS)), random.integers(0, 3, (BATCH, FRAME)))
+  reader = Reader()
+  q = reader.queries(latents_of())
+
+  def map_of(chunk_size, **chosen):
+    def run():
+      return prefix_read(q, reader.sources(inputs), num_timesteps=3, window=2, chunk_size=chunk_size)
+
+    return capture_attention(run, **chosen)()[1]['']
+
+  dense, streamed = map_of(None), map_of(8)
+  assert_close(streamed.weights, dense.weights)
+  valid = jnp.pad(inputs['bytes'].valid, ((0, 0), (0, FRAME)), constant_values=True)[:, None]
+  allowed = may_read(jnp.concatenate([inputs['bytes'].time, inputs['pixels'].time], axis=1), 3, 2)
+  assert np.array_equal(np.asarray(dense.weights[:, 0]) > 0, np.asarray(allowed & valid).repeat(LATENTS, axis=1))
+  np.testing.assert_allclose(dense.weights.sum(-1), 1, atol=1e-5)
+  few = map_of(8, heads=[1], queries=[2, 7])
+  assert_close(few.weights, dense.weights[:, 1:, jnp.array([2, 7])])
+
+
+def test_compiled_memory_does_not_grow_with_the_input():
+  reader = Reader()
+
+  def temporary_bytes(num_inputs):
+    def loss(reader, latents, values, time):
+      tokens = {'bytes': Tokens(values=values, time=time)}
+      read = prefix_read(reader.queries(latents), reader.sources(tokens), num_timesteps=5, chunk_size=256)
+      return jnp.sum(read)
+
+    shapes = [jax.ShapeDtypeStruct((BATCH, num_inputs), dtype) for dtype in (jnp.uint8, jnp.int32)]
+    compiled = jax.jit(jax.grad(loss)).lower(reader, latents_of(), *shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  short, long = temporary_bytes(2**12), temporary_bytes(2**18)
+  # Sorting needs a few integers a token; the channels of a token alone would be 80 bytes.
+  assert long - short < 40 * BATCH * 2**18
+
+
+def test_refuses_inputs_without_a_time_and_an_empty_window():
+  reader, q = Reader(), Reader().queries(latents_of())
+  tokens = {'bytes': Tokens(values=jnp.zeros((BATCH, 3), jnp.uint8))}
+  with pytest.raises(ValueError, match='needs a time for every input'):
+    prefix_read(q, reader.sources(tokens), num_timesteps=3)
+  timed = {'bytes': Tokens(values=jnp.zeros((BATCH, 3), jnp.uint8), time=jnp.zeros((BATCH, 3), jnp.int32))}
+  with pytest.raises(ValueError, match='at least 1 timestep; got 0'):
+    prefix_read(q, reader.sources(timed), num_timesteps=3, window=0)
