@@ -1,0 +1,102 @@
+"""Video as bytes: each token is a small block of pixels in space and time that knows its place and its timestep."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float, Int, Num
+
+from perceiver_lib.positions import grid
+from perceiver_lib.tokens import Tokens
+
+Patch = tuple[int, int, int]
+
+
+def video_patches(frames: Num[Array, 'b t y x c'], patch: Patch) -> Num[Array, 'b m k']:
+  """Space to depth: one row a block of (frames, rows, columns), its values in frame, row, column, channel order.
+
+  Blocks are in time, row, column order.
+
+  Raises:
+    ValueError: if the blocks do not tile the video.
+  """
+  t, y, x = _cells(frames.shape, patch)
+  return rearrange(
+    frames, 'b (t f) (y i) (x j) c -> b (t y x) (f i j c)', t=t, y=y, x=x, f=patch[0], i=patch[1], j=patch[2]
+  )
+
+
+def video_from_patches(
+  patches: Num[Array, 'b m k'], shape: tuple[int, int, int, int], patch: Patch
+) -> Num[Array, 'b t y x c']:
+  """The inverse of `video_patches`, for videos of shape (frames, height, width, channels).
+
+  Raises:
+    ValueError: if number or size of the blocks is another.
+  """
+  t, y, x = _cells((len(patches), *shape), patch)
+  expected = (t * y * x, math.prod(patch) * shape[-1])
+  if patches.shape[1:] != expected:
+    raise ValueError(
+      f'A video of shape {shape} has {expected[0]} patches of {expected[1]} values; got {patches.shape}.'
+    )
+  return rearrange(
+    patches, 'b (t y x) (f i j c) -> b (t f) (y i) (x j) c', t=t, y=y, x=x, f=patch[0], i=patch[1], j=patch[2]
+  )
+
+
+def video_positions(shape: tuple[int, int, int], patch: Patch, *, end_points: bool = True) -> Float[np.ndarray, 'm 3']:
+  """Coordinates (time, row, column) in [-1, 1] of the blocks of a video of (frames, height, width).
+
+  Args:
+    end_points: as `perceiver_lib.positions.grid`: True = the grid of inputs, False = that of sub-sampled queries.
+  """
+  return grid(_cells((1, *shape, 1), patch), end_points=end_points)
+
+
+def video_times(shape: tuple[int, int, int], patch: Patch) -> Int[np.ndarray, 'm']:
+  """The timestep of each block: the number of its frames' group, hence of the frame where a block has one frame."""
+  t, y, x = _cells((1, *shape, 1), patch)
+  return np.repeat(np.arange(t, dtype=np.int32), y * x)
+
+
+def video_tokens(
+  frames: Num[Array, 'b t y x c'], patch: Patch, *, timed: bool = False, end_points: bool = True
+) -> Tokens:
+  """Raw tokens, one a block.
+
+  Args:
+    frames: bytes 0..255 or floats; the adapter scales them.
+    patch: frames, rows and columns of a block.
+    timed: give each token its timestep, so that attention goes forward in time only.
+    end_points: as `video_positions`.
+
+  Raises:
+    ValueError: if the blocks do not tile the video.
+  """
+  values = video_patches(frames, patch)
+  shape = frames.shape[1:4]
+  time = jnp.broadcast_to(video_times(shape, patch), values.shape[:2]) if timed else None
+  return Tokens(
+    values=values, position=jnp.asarray(video_positions(shape, patch, end_points=end_points))[None], time=time
+  )
+
+
+def psnr(mean_squared_error: float, *, peak: float = 255.0) -> float:
+  """Peak signal-to-noise ratio in decibels of an error pooled over all pixels: 10 log10(peak^2 / error).
+
+  The mean of the ratios of single frames is another, larger number. A perfect copy has infinity.
+  """
+  return math.inf if mean_squared_error == 0 else 10 * math.log10(peak**2 / mean_squared_error)
+
+
+def _cells(shape: tuple[int, ...], patch: Patch) -> tuple[int, int, int]:
+  if len(shape) != 5 or any(size % side or size < side for size, side in zip(shape[1:4], patch, strict=True)):
+    raise ValueError(
+      f'Videos must be [batch, frames, height, width, channels] tiled by blocks of {patch}; got shape {tuple(shape)}.'
+    )
+  t, y, x = (size // side for size, side in zip(shape[1:4], patch, strict=True))
+  return t, y, x
