@@ -12,11 +12,13 @@ from jaxtyping import Array, Float, Int, Num
 from perceiver_lib.positions import grid
 from perceiver_lib.tokens import Tokens
 
+AnyArray = Array | np.ndarray
+
 PATCH_SAMPLES = 16
 """Samples a token in multimodal autoencoding (Perceiver IO, section 4.3)."""
 
 
-def audio_patches(samples: Num[Array, 'b l'], *, patch_size: int = PATCH_SAMPLES) -> Num[Array, 'b m k']:
+def audio_patches(samples: Num[AnyArray, 'b l'], *, patch_size: int = PATCH_SAMPLES) -> Num[AnyArray, 'b m k']:
   """Runs of `patch_size` samples.
 
   Raises:
@@ -27,7 +29,7 @@ def audio_patches(samples: Num[Array, 'b l'], *, patch_size: int = PATCH_SAMPLES
   return rearrange(samples, 'b (m k) -> b m k', k=patch_size)
 
 
-def audio_from_patches(patches: Num[Array, 'b m k']) -> Num[Array, 'b l']:
+def audio_from_patches(patches: Num[AnyArray, 'b m k']) -> Num[AnyArray, 'b l']:
   """The inverse of `audio_patches`."""
   return rearrange(patches, 'b m k -> b (m k)')
 
@@ -50,7 +52,7 @@ def audio_times(
 
 
 def audio_tokens(
-  samples: Num[Array, 'b l'],
+  samples: Num[AnyArray, 'b l'],
   *,
   patch_size: int = PATCH_SAMPLES,
   rates: tuple[float, float] | None = None,

@@ -25,7 +25,7 @@ NUM_VOICES = 4
 MAX_TRANSPOSITION = 5
 
 Score = dict[str, np.ndarray]
-Notes = list[Int32[np.ndarray, '_ 3']]
+Notes = list[Int[np.ndarray, '_ 3']]
 """For each voice, a row a note: onset and length in time steps, MIDI pitch."""
 Order = Literal['interleaved', 'soprano_first']
 

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int, Num
 from perceiver_lib.positions import grid
 from perceiver_lib.tokens import Tokens
 
+AnyArray = Array | np.ndarray
 Patch = tuple[int, int, int]
 
 
-def video_patches(frames: Num[Array, 'b t y x c'], patch: Patch) -> Num[Array, 'b m k']:
+def video_patches(frames: Num[AnyArray, 'b t y x c'], patch: Patch) -> Num[AnyArray, 'b m k']:
   """Space to depth: one row a block of (frames, rows, columns), its values in frame, row, column, channel order.
 
   Blocks are in time, row, column order.
@@ -30,8 +31,8 @@ def video_patches(frames: Num[Array, 'b t y x c'], patch: Patch) -> Num[Array, '
 
 
 def video_from_patches(
-  patches: Num[Array, 'b m k'], shape: tuple[int, int, int, int], patch: Patch
-) -> Num[Array, 'b t y x c']:
+  patches: Num[AnyArray, 'b m k'], shape: tuple[int, int, int, int], patch: Patch
+) -> Num[AnyArray, 'b t y x c']:
   """The inverse of `video_patches`, for videos of shape (frames, height, width, channels).
 
   Raises:
@@ -64,7 +65,7 @@ def video_times(shape: tuple[int, int, int], patch: Patch) -> Int[np.ndarray, 'm
 
 
 def video_tokens(
-  frames: Num[Array, 'b t y x c'], patch: Patch, *, timed: bool = False, end_points: bool = True
+  frames: Num[AnyArray, 'b t y x c'], patch: Patch, *, timed: bool = False, end_points: bool = True
 ) -> Tokens:
   """Raw tokens, one a block.
 
