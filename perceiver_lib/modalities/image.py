@@ -1,0 +1,100 @@
+"""Photographs as the ImageNet models of Perceiver IO take them: cropped, normalised, or through a convolution first."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from perceiver_lib.positions import grid
+from perceiver_lib.tokens import Tokens
+
+AnyArray = Array | np.ndarray
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of RGB in [0, 1] (deepmind-research `perceiver/train/dataset.py`)."""
+
+BATCH_NORM_EPSILON = 1e-5
+
+
+def centre_crop(image: Num[AnyArray, 'y x c'], size: int = 224) -> Float[Array, 'y2 x2 c']:
+  """The central square, 224/256 of the shorter side, resized by cubic interpolation to `size` x `size`.
+
+  Raises:
+    ValueError: if the image has no channels axis, or a side too short to crop.
+  """
+  if image.ndim != 3 or min(image.shape[:2]) < 2:
+    raise ValueError(f'An image must be [height, width, channels] of at least 2 x 2 pixels; got {image.shape}.')
+  side = int(min(image.shape[:2]) * size / (size + 32))
+  top, left = ((length - side) // 2 for length in image.shape[:2])
+  square = jnp.asarray(image[top : top + side, left : left + side]).astype(jnp.float32)
+  return jnp.clip(jax.image.resize(square, (size, size, image.shape[2]), 'cubic', antialias=False), 0, 255)
+
+
+def normalised(images: Num[AnyArray, '*b c']) -> Float[Array, '*b c']:
+  """RGB in 0..255 -> zero mean and unit deviation over ImageNet."""
+  if images.shape[-1] != 3:
+    raise ValueError(f'ImageNet normalisation needs RGB images, [..., 3]; got shape {images.shape}.')
+  mean, std = (jnp.asarray(values, jnp.float32) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+  shape = (1,) * (images.ndim - 1) + (3,)
+  return (jnp.asarray(images).astype(jnp.float32) - mean.reshape(shape)) / std.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvolutionConfig:
+  """Convolution 7 x 7 with stride 2, batch norm, ReLU, maximum over 3 x 3 with stride 2: a quarter of each side.
+
+  deepmind-research `perceiver/io_processors.py` (`Conv2DDownsample`), with its TensorFlow-style SAME padding.
+
+  Attributes:
+    image_shape: height, width and channels of the image that the tokens make up.
+    num_channels: of the result.
+  """
+
+  image_shape: tuple[int, int, int]
+  num_channels: int = 64
+
+  def build(self, rngs: nnx.Rngs) -> Convolution:
+    return Convolution(self, rngs=rngs)
+
+
+class Convolution(nnx.Module):
+  """Batch norm uses its stored statistics and never updates them, so this is for released weights, not for training."""
+
+  def __init__(self, config: ConvolutionConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    width = config.num_channels
+    kernel_shape = (7, 7, config.image_shape[2], width)
+    self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), kernel_shape))
+    self.scale, self.bias = nnx.Param(jnp.ones((width,))), nnx.Param(jnp.zeros((width,)))
+    self.mean, self.variance = nnx.BatchStat(jnp.zeros((width,))), nnx.BatchStat(jnp.ones((width,)))
+
+  def __call__(self, tokens: Tokens) -> Tokens:
+    """Pixels in row-major order, `[b, y x, c]`, to tokens of a quarter of each side with positions in [-1, 1].
+
+    Raises:
+      ValueError: if the tokens do not make up the image, or some of them are padding.
+    """
+    height, width, channels = self.config.image_shape
+    shape = tokens.values.shape
+    if shape[1:] != (height * width, channels) or tokens.valid is not None:
+      raise ValueError(
+        f'The convolution needs [batch, {height * width}, {channels}], all pixels of {height} x {width}, without a '
+        f'mask; got {shape}{"" if tokens.valid is None else " with one"}.'
+      )
+    images = rearrange(tokens.values.astype(jnp.float32), 'b (y x) c -> b y x c', y=height)
+    images = jax.lax.conv_general_dilated(
+      images, self.kernel[...], (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    factor = self.scale[...] * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON)
+    images = (images - self.mean[...][None, None, None]) * factor[None, None, None] + self.bias[...][None, None, None]
+    images = jax.lax.reduce_window(jax.nn.relu(images), -math.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
+    position = jnp.asarray(grid(images.shape[1:3]))[None]
+    return Tokens(values=rearrange(images, 'b y x c -> b (y x) c'), position=position)

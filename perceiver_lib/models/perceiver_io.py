@@ -1,0 +1,309 @@
+"""Perceiver IO: latents read the inputs once, output queries read the latents (Jaegle et al., arXiv 2107.14795)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import numpy as np
+from einops import repeat
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perceiver_lib.adapters import (
+  AdapterConfig,
+  EmbeddingAdapterConfig,
+  FeatureAdapterConfig,
+  LearnedPositions,
+  table_initializer,
+)
+from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
+from perceiver_lib.capture import named
+from perceiver_lib.decoder import Decoder, DecoderConfig
+from perceiver_lib.modalities.image import ConvolutionConfig
+from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.queries import InputQueries, LearnedQueries
+from perceiver_lib.tokens import Tokens
+
+Outputs = Float[Array, 'b o e'] | dict[str, Float[Array, 'b o e']]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceiverIOConfig:
+  """Names for the paper's letters: inputs M x C, latents N x D, L self-attends, outputs O x E.
+
+  Attributes:
+    input_adapter: raw tokens -> C channels.
+    num_latents: N. num_latent_channels: D.
+    num_blocks: times that the one latent block is applied, and num_self_attends_per_block its depth.
+    cross_attend, self_attend: the layers of encoder and processor.
+    decoder: queries, layer and final projection.
+    preprocessor: sees the whole image and makes other tokens of it before the adapter; None in all models but one.
+  """
+
+  input_adapter: AdapterConfig
+  num_latents: int
+  num_latent_channels: int
+  num_blocks: int = 1
+  num_self_attends_per_block: int = 6
+  cross_attend: LayerConfig = LayerConfig(num_heads=1)
+  self_attend: LayerConfig = LayerConfig(num_heads=8)
+  decoder: DecoderConfig
+  preprocessor: ConvolutionConfig | None = None
+
+  def __post_init__(self):
+    self.decoder.check(self.input_adapter)
+
+  @classmethod
+  def tiny(cls, input_adapter: AdapterConfig, decoder: DecoderConfig) -> PerceiverIOConfig:
+    """For tests and smoke runs: seconds on a laptop, learns little."""
+    return cls(
+      input_adapter=input_adapter,
+      num_latents=8,
+      num_latent_channels=16,
+      num_self_attends_per_block=2,
+      self_attend=LayerConfig(num_heads=2),
+      decoder=decoder,
+    )
+
+  @classmethod
+  def masked_language(
+    cls,
+    *,
+    num_latents: int,
+    num_latent_channels: int,
+    num_self_attends: int,
+    num_channels: int,
+    qk_channels: int,
+    num_heads: int = 8,
+    length: int = 2048,
+    vocabulary_size: int = 262,
+    dropout: float = 0.0,
+  ) -> PerceiverIOConfig:
+    """Ids in, a score of every id at every place out: learned queries, and an output tied to the input's embedding.
+
+    Args:
+      num_channels: width of the embedding, of the learned positions, and of the queries.
+      length: places in the text, M = O.
+    """
+    layer = LayerConfig(num_heads=num_heads, qk_channels=qk_channels, v_channels=num_latent_channels, dropout=dropout)
+    return cls(
+      input_adapter=EmbeddingAdapterConfig(
+        num_embeddings=vocabulary_size,
+        num_channels=num_channels,
+        position=LearnedPositions(shape=(length,), num_channels=num_channels),
+      ),
+      num_latents=num_latents,
+      num_latent_channels=num_latent_channels,
+      num_self_attends_per_block=num_self_attends,
+      cross_attend=layer,
+      self_attend=layer,
+      decoder=DecoderConfig(
+        queries=LearnedQueries(num_queries=length, num_channels=num_channels),
+        num_outputs=vocabulary_size,
+        output='tied',
+        cross_attend=dataclasses.replace(layer, v_channels=num_channels, query_residual=False),
+      ),
+    )
+
+  @classmethod
+  def paper_language(cls, size: Literal['bytes', 'sentencepiece', 'bytes_large'] = 'bytes') -> PerceiverIOConfig:
+    """Masked language modelling (Tabs. 1 and 11; widths of queries from the released model's colab).
+
+    201,108,230 parameters for bytes, 223,155,456 for SentencePiece, 425,607,430 for the large one (IO++).
+    """
+    if size not in ('bytes', 'sentencepiece', 'bytes_large'):
+      raise ValueError(f'size must be bytes, sentencepiece or bytes_large; got {size!r}.')
+    large, pieces = size == 'bytes_large', size == 'sentencepiece'
+    return cls.masked_language(
+      num_latents=256,
+      num_latent_channels=1536 if large else 1280,
+      num_self_attends=40 if large else 26,
+      num_channels=768,
+      qk_channels=256,
+      length=512 if pieces else 2048,
+      vocabulary_size=32_000 if pieces else 262,
+    )
+
+  @classmethod
+  def paper_imagenet(cls, positions: Literal['fourier', 'learned', 'convolution'] = 'fourier') -> PerceiverIOConfig:
+    """ImageNet, configuration A (Tabs. 7 and 8): 512 x 1024 latents, 8 times the same 6 self-attends, one class query.
+
+    48,440,627 parameters with Fourier features, 62,255,848 with learned positions, 48,646,522 with the convolution and
+    the scale and offset of its batch norm, whose statistics are stored: it is for inference and does not learn them.
+    """
+    fourier = FourierFeatures(num_bands=64, max_resolution=(224, 224))
+    learned = LearnedPositions(shape=(224, 224), num_channels=256, num_projected_channels=256)
+    adapters = {
+      'fourier': FeatureAdapterConfig(num_values=3, position=fourier),
+      'learned': FeatureAdapterConfig(num_values=3, num_projected_channels=256, position=learned),
+      'convolution': FeatureAdapterConfig(
+        num_values=64, position=dataclasses.replace(fourier, max_resolution=(56, 56))
+      ),
+    }
+    if positions not in adapters:
+      raise ValueError(f'positions must be one of {", ".join(adapters)}; got {positions!r}.')
+    return cls(
+      input_adapter=adapters[positions],
+      num_latents=512,
+      num_latent_channels=1024,
+      num_blocks=8,
+      decoder=DecoderConfig(
+        queries=LearnedQueries(num_queries=1, num_channels=1024),
+        num_outputs=1000,
+        # deepmind-research's colabs: the residual is off with learned positions only.
+        cross_attend=LayerConfig(num_heads=1, query_residual=positions != 'learned'),
+      ),
+      preprocessor=ConvolutionConfig(image_shape=(224, 224, 3)) if positions == 'convolution' else None,
+    )
+
+  @classmethod
+  def optical_flow(
+    cls,
+    *,
+    image_shape: tuple[int, int],
+    num_latents: int,
+    num_latent_channels: int,
+    num_self_attends: int,
+    num_heads: int,
+    num_bands: int = 64,
+    num_values: int = 54,
+  ) -> PerceiverIOConfig:
+    """Two frames in, one vector a pixel out: input features are the queries, and the output starts at zero flow.
+
+    Args:
+      image_shape: height and width whose Nyquist frequency is the top band.
+      num_values: numbers a token; 54 = 3 x 3 neighbourhoods of two RGB frames (`modalities.optical_flow.flow_inputs`).
+    """
+    return cls(
+      input_adapter=FeatureAdapterConfig(
+        num_values=num_values,
+        num_projected_channels=64,
+        position=FourierFeatures(num_bands=num_bands, max_resolution=image_shape),
+      ),
+      num_latents=num_latents,
+      num_latent_channels=num_latent_channels,
+      num_self_attends_per_block=num_self_attends,
+      self_attend=LayerConfig(num_heads=num_heads),
+      decoder=DecoderConfig(
+        queries=InputQueries(),
+        num_outputs=2,
+        output='zeros',
+        cross_attend=LayerConfig(num_heads=1, query_residual=False),
+      ),
+    )
+
+  @classmethod
+  def paper_flow(cls, size: Literal['large', 'small'] = 'large') -> PerceiverIOConfig:
+    """Optical flow on 368 x 496 (Tab. 3, App. H): 41,057,134 parameters, or 27,908,974 at 16 layers, 1,024 latents."""
+    if size not in ('large', 'small'):
+      raise ValueError(f'size must be large or small; got {size!r}.')
+    return cls.optical_flow(
+      image_shape=(368, 496),
+      num_latents=2048 if size == 'large' else 1024,
+      num_latent_channels=512,
+      num_self_attends=24 if size == 'large' else 16,
+      num_heads=16,
+    )
+
+
+class PerceiverIO(nnx.Module):
+  """Encode, process, decode: the cost of depth depends on neither the number of inputs nor that of outputs."""
+
+  def __init__(self, config: PerceiverIOConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    c, d = config.input_adapter.num_channels, config.num_latent_channels
+    self.preprocessor = None if config.preprocessor is None else config.preprocessor.build(rngs)
+    self.input_adapter = config.input_adapter.build(rngs)
+    self.latents = nnx.Param(table_initializer()(rngs.params(), (config.num_latents, d)))
+    self.cross_attends = nnx.List(
+      [CrossAttention(config.cross_attend, num_query_channels=d, num_input_channels=c, rngs=rngs)]
+    )
+    self.blocks = nnx.List(
+      [LatentBlock(config.self_attend, num_channels=d, num_layers=config.num_self_attends_per_block, rngs=rngs)]
+    )
+    self.decoder = Decoder(config.decoder, input_adapter=config.input_adapter, num_latent_channels=d, rngs=rngs)
+
+  def encode(
+    self,
+    inputs: Tokens | Mapping[str, Tokens],
+    *,
+    chunk_size: int | None = None,
+    remat: bool = False,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens:
+    """Latents `[b, n, d]` after the read and all blocks.
+
+    Args:
+      inputs: raw tokens `[b, m, ...]` without time; neither their order nor padding matters, and M is free.
+      chunk_size: input tokens read at a time; None = chosen from the shapes.
+      remat: recompute latent layers in the backward pass.
+      rngs: a `dropout` stream for training.
+
+    Raises:
+      ValueError: for tokens of the wrong shape, or, where validity is known, an example without any valid token.
+    """
+    config = self.config
+    if self.preprocessor is not None:
+      inputs = self.preprocessor(inputs)
+    sources = [inputs] if isinstance(inputs, Tokens) else list(inputs.values())
+    _refuse_empty(sources)
+    latents = Tokens(values=repeat(self.latents[...], 'n d -> b n d', b=sources[0].batch_size))
+    with named('encoder', 'cross_attention', 0):
+      latents = self.cross_attends[0](latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
+    for block in range(config.num_blocks):
+      first_layer = block * config.num_self_attends_per_block
+      latents = self.blocks[0](latents, first_layer=first_layer, remat=remat, rngs=rngs)
+    return latents
+
+  def decode(
+    self,
+    latents: Tokens,
+    queries: Tokens | Mapping[str, Tokens],
+    *,
+    chunk_size: int | None = None,
+    rngs: nnx.Rngs | None = None,
+  ) -> Outputs:
+    """Outputs `[b, o, e]` of any queries; encode once, and decode as often and as much as is wanted.
+
+    Args:
+      latents: of `encode`.
+      queries: raw queries of the kind that the config names; outputs of queries that are not valid are zero.
+      chunk_size: queries decoded at a time; None = all at once. The outputs are the same.
+      rngs: a `dropout` stream for training.
+    """
+    return self.decoder(latents, queries, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
+
+  def __call__(
+    self,
+    inputs: Tokens | Mapping[str, Tokens],
+    queries: Tokens | Mapping[str, Tokens] | None = None,
+    *,
+    chunk_size: int | None = None,
+    decode_chunk_size: int | None = None,
+    remat: bool = False,
+    rngs: nnx.Rngs | None = None,
+  ) -> Outputs:
+    """Outputs `[b, o, e]`. Without `queries`, every learned query is asked, or every input where inputs are queries.
+
+    The other arguments are those of `encode` and, as `decode_chunk_size`, of `decode`.
+    """
+    latents = self.encode(inputs, chunk_size=chunk_size, remat=remat, rngs=rngs)
+    if queries is None:
+      queries = self.decoder.default_queries(inputs, latents.batch_size)
+    return self.decode(latents, queries, chunk_size=decode_chunk_size, rngs=rngs)
+
+
+def _refuse_empty(sources: list[Tokens]) -> None:
+  known = [source.valid for source in sources]
+  if any(valid is None or isinstance(valid, jax.core.Tracer) for valid in known):
+    return
+  per_example = sum(np.asarray(source.checked('inputs').valid).sum(1) for source in sources)
+  if not per_example.all():
+    empty = int(np.argmin(per_example))
+    raise ValueError(
+      f'Every example needs at least one valid token of its {sum(s.num_tokens for s in sources)}; '
+      f'example {empty} of {len(per_example)} has none.'
+    )
