@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class LatentWindow:
     return self.context_length - self.room
 
 
-KeysAndValues = tuple[Float[Array, 'r j k'], Float[Array, 'r j v']]
+KeysAndValues = tuple[Float[Array, '_r _j _k'], Float[Array, '_r _j _v']]
 """Examples and heads are one axis, r = b h: with two, XLA on CPU copies the whole cache for every token."""
 
 
@@ -59,14 +60,14 @@ class TokenCache:
   """Keys and values of every attention, with room for tokens at the end.
 
   Attributes:
-    layers: the cross-attend first, then the self-attends.
+    layers: `KeysAndValues` of the cross-attend first, then of the self-attends.
     context_valid, latent_valid: which columns of the first and of all other layers hold something.
     num_steps: tokens appended since the start.
     position: of the next token, as the model counts.
     room: tokens that fit in all.
   """
 
-  layers: tuple[KeysAndValues, ...]
+  layers: tuple[Any, ...]
   context_valid: Bool[Array, 'b j']
   latent_valid: Bool[Array, 'b n']
   num_steps: Int[Array, '']

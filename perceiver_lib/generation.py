@@ -21,6 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.tokens import Tokens
 
+AnyArray = Array | np.ndarray
+
 
 class CachedModel(Protocol):
   """What generation asks of a model; `PerceiverAR` documents the two methods."""
@@ -116,7 +118,7 @@ class _State(NamedTuple):
   cache: Any
 
 
-def generate(model: nnx.Module, prompts: Int[Array, 'b m'], **settings: Any) -> Generated:
+def generate(model: nnx.Module, prompts: Int[AnyArray, 'b m'], **settings: Any) -> Generated:
   """All new tokens at once; the arguments are those of `stream`, and `num_tokens` is needed."""
   chunks, lengths = [], None
   for chunk in stream(model, prompts, **({'chunk_size': settings.get('num_tokens')} | settings)):
@@ -129,16 +131,16 @@ def generate(model: nnx.Module, prompts: Int[Array, 'b m'], **settings: Any) -> 
 
 def stream(
   model: nnx.Module,
-  prompts: Int[Array, 'b m'],
+  prompts: Int[AnyArray, 'b m'],
   *,
   window: Any,
   num_tokens: int,
-  valid: Bool[Array, 'b m'] | None = None,
+  valid: Bool[AnyArray, 'b m'] | None = None,
   sampler: Sampler = GREEDY,
   seed: int = 0,
   stop: Sequence[Sequence[int]] = (),
-  allowed: Bool[Array, 't e'] | None = None,
-  positions: Int[Array, 'b n p'] | None = None,
+  allowed: Bool[AnyArray, 't e'] | None = None,
+  positions: Int[AnyArray, '_b n p'] | None = None,
   pad_token: int = 0,
   chunk_size: int = 16,
 ) -> Iterator[Generated]:

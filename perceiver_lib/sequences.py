@@ -173,7 +173,7 @@ class StridedWindows:
     begin_token: stands before each document, so that its first token is scored too.
   """
 
-  documents: Sequence[Int[np.ndarray, 'l']]
+  documents: Sequence[Int[np.ndarray, '_l']]
   context_length: int
   stride: int
   begin_token: int

@@ -1,0 +1,307 @@
+"""Generation against recomputation, sampling against its distribution, beam search against all continuations."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perceiver_lib.adapters import EmbeddingAdapterConfig, LearnedPositions
+from perceiver_lib.beam_search import beam_search
+from perceiver_lib.caching import LatentWindow
+from perceiver_lib.generation import GREEDY, Sampler, generate, stream
+from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.tokens import Tokens
+from tests.support import assert_close
+
+VOCABULARY = 7
+CACHED = 1e-5
+"""Largest difference of cached and recomputed float32 logits over their largest magnitude."""
+
+IDS = np.random.default_rng(0).integers(0, VOCABULARY, (3, 6)).astype(np.int32)
+VALID = np.array([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]], bool)
+
+
+def model_of(seed: int = 0, **changes) -> PerceiverAR:
+  model = PerceiverAR(dataclasses.replace(PerceiverARConfig.tiny(VOCABULARY), **changes), rngs=nnx.Rngs(seed))
+  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+  nnx.update(model, jax.tree.unflatten(structure, moved))
+  return model
+
+
+def recomputed(model: PerceiverAR, window: LatentWindow, row: list[int], tokens: list[int]) -> list[np.ndarray]:
+  """Logits before each of the tokens by whole forward passes, under the policy that `LatentWindow` states."""
+  run = nnx.jit(lambda model, tokens, num_latents: model(tokens, num_latents=num_latents), static_argnums=2)
+  width = max(len(row) + len(tokens), window.context_length)
+  logits, history, num_latents = [], [], window.num_latents
+  for done in range(len(tokens)):
+    if num_latents == window.num_latents:
+      history, num_latents = (row + tokens[:done])[-window.keep :], window.num_start_latents
+    else:
+      history, num_latents = [*history, tokens[done - 1]], num_latents + 1
+    # Padded on the right to one shape, which changes nothing and compiles once for each number of latents.
+    values = np.zeros((1, width), np.int32)
+    values[0, : len(history)] = history
+    valid = np.arange(width)[None] < len(history)
+    inputs = Tokens(values=jnp.asarray(values), valid=jnp.asarray(valid))
+    logits.append(np.asarray(run(model, inputs, num_latents).values[0, -1]))
+  return logits
+
+
+def steps(model: PerceiverAR, window: LatentWindow, prompt: Tokens, tokens: np.ndarray) -> list[np.ndarray]:
+  """Logits before each token by the cache, as long as nothing slides."""
+  start = jax.jit(lambda prompt: model.start(prompt, window, room=window.room))
+  step = jax.jit(lambda cache, token: model.step(cache, Tokens(values=token)))
+  cache, logits = start(prompt)
+  found = [np.asarray(logits)]
+  for token in tokens.T[:-1]:
+    cache, logits = step(cache, jnp.asarray(token)[:, None])
+    found.append(np.asarray(logits))
+  return found
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'key_norm': 'query_norm', 'num_rotary_layers': 1, 'output': 'tied'},
+    {
+      'input_adapter': EmbeddingAdapterConfig(
+        num_embeddings=VOCABULARY, num_channels=16, position=LearnedPositions(shape=(16,), num_channels=16)
+      )
+    },
+  ],
+)
+def test_cached_logits_equal_recomputed_ones_at_every_step(changes):
+  model, window = model_of(**changes), LatentWindow(context_length=16, num_latents=8, num_start_latents=3)
+  order = np.argsort(VALID, axis=1, kind='stable')
+  ids, valid = (np.take_along_axis(array, order, axis=1) for array in (IDS, VALID))
+  tokens = np.random.default_rng(1).integers(0, VOCABULARY, (3, 6)).astype(np.int32)
+  found = steps(model, window, Tokens(values=jnp.asarray(ids), valid=jnp.asarray(valid)), tokens)
+  for row in range(3):
+    expected = recomputed(model, window, IDS[row][VALID[row]].tolist(), tokens[row].tolist())
+    assert_close([logits[row] for logits in found], expected, CACHED)
+
+
+def test_generation_goes_beyond_the_window_as_recomputation_does():
+  """Twenty-three tokens through a window of ten with two latent layers: six refills, rows of different lengths."""
+  model, window = model_of(), LatentWindow(context_length=10, num_latents=6, num_start_latents=3)
+  tokens, lengths = generate(model, IDS, valid=VALID, window=window, num_tokens=23)
+  np.testing.assert_array_equal(lengths, [23] * 3)
+  for row in range(3):
+    logits = recomputed(model, window, IDS[row][VALID[row]].tolist(), tokens[row].tolist())
+    # Greedy tokens are compared through logits, so that a tie within rounding is no failure.
+    for token, before in zip(tokens[row], logits, strict=True):
+      assert before[token] >= before.max() - CACHED * np.abs(before).max()
+  assert len(np.unique(tokens)) > 2
+
+
+def test_a_later_token_never_changes_the_cache_of_an_earlier_one():
+  model, window = model_of(), LatentWindow(context_length=12, num_latents=8, num_start_latents=3)
+  prompt = Tokens(values=jnp.asarray(IDS))
+  first = np.array([[1, 2, 3, 4]] * 3, np.int32)
+  second = np.array([[1, 2, 5, 6]] * 3, np.int32)
+  one, two = steps(model, window, prompt, first), steps(model, window, prompt, second)
+  for place in range(3):
+    np.testing.assert_array_equal(one[place], two[place])
+  assert not np.allclose(one[3], two[3], atol=1e-3)
+
+
+def test_the_jacobian_of_the_cache_has_no_future():
+  """Inputs as channels cannot be generated, so the derivative is taken with respect to the embedding of each token."""
+  model, window = model_of(), LatentWindow(context_length=9, num_latents=6, num_start_latents=3)
+  graphdef, params = nnx.split(model)
+  sequence = np.arange(VOCABULARY, dtype=np.int32)  # every id once, so that an id is a place
+
+  def outputs(params):
+    model = nnx.merge(graphdef, params)
+    cache, logits = model.start(Tokens(values=jnp.asarray(sequence[None, :4])), window, room=3)
+    found = [logits]
+    for token in sequence[4:]:
+      cache, logits = model.step(cache, Tokens(values=jnp.full((1, 1), token)))
+      found.append(logits)
+    return jnp.concatenate(found).sum(-1)
+
+  embedding = jax.jit(jax.jacrev(outputs))(params)['input_adapter']['embedding']
+  jacobian = np.abs(np.asarray(embedding[...])).max(-1)
+  for place in range(4):
+    assert (jacobian[place, 4 + place :] == 0).all()
+    assert (jacobian[place, : 4 + place] > 0).all()
+
+
+def test_stream_seed_and_chunks():
+  model, window = model_of(), LatentWindow(context_length=10, num_latents=6, num_start_latents=3)
+  settings = {'valid': VALID, 'window': window, 'num_tokens': 11, 'sampler': Sampler(temperature=2.0)}
+  whole = generate(model, IDS, seed=5, **settings).tokens
+  for chunk_size in (1, 4):
+    chunks = list(stream(model, IDS, seed=5, chunk_size=chunk_size, **settings))
+    assert [chunk.tokens.shape[1] for chunk in chunks[:-1]] == [chunk_size] * (len(chunks) - 1)
+    np.testing.assert_array_equal(np.concatenate([chunk.tokens for chunk in chunks], axis=1), whole)
+  assert (generate(model, IDS, seed=6, **settings).tokens != whole).any()
+  alone = generate(model, IDS[:1], seed=5, window=window, num_tokens=11, sampler=Sampler(temperature=2.0)).tokens
+  np.testing.assert_array_equal(alone[0], whole[0])
+
+
+def test_stop_sequences_end_rows_one_by_one():
+  model, window = model_of(), LatentWindow(context_length=10, num_latents=6, num_start_latents=3)
+  settings = {'valid': VALID, 'window': window, 'sampler': Sampler(temperature=2.0), 'seed': 3}
+  free = generate(model, IDS, num_tokens=17, **settings).tokens
+  stop = [free[0, 4:6].tolist(), free[1, 9:12].tolist()]
+  tokens, lengths = generate(model, IDS, num_tokens=17, stop=stop, pad_token=VOCABULARY, **settings)
+
+  def first_end(row):
+    ends = [i + len(s) for s in stop for i in range(17) if row[i : i + len(s)].tolist() == s]
+    return min(ends, default=17)
+
+  assert lengths.tolist() == [first_end(row) for row in free]
+  assert lengths[0] <= 6
+  for row in range(3):
+    np.testing.assert_array_equal(tokens[row, : lengths[row]], free[row, : lengths[row]])
+    assert (tokens[row, lengths[row] :] == VOCABULARY).all()
+  everything = [[token] for token in range(VOCABULARY)]
+  chunks = list(stream(model, IDS, num_tokens=17, stop=everything, **settings))
+  assert [chunk.tokens.shape for chunk in chunks] == [(3, 1)]
+
+
+def test_a_stop_sequence_is_not_found_in_the_prompt():
+  model, window = model_of(), LatentWindow(context_length=10, num_latents=6, num_start_latents=3)
+  first = generate(model, IDS[:1], window=window, num_tokens=3).tokens
+  across = [[int(IDS[0, -1]), int(first[0, 0])]]
+  if first[0, 1:].tolist() != across[0]:
+    assert generate(model, IDS[:1], window=window, num_tokens=2, stop=across).lengths[0] == 2
+
+
+def test_masks_allow_what_they_allow_at_each_token():
+  model, window = model_of(), LatentWindow(context_length=10, num_latents=6, num_start_latents=3)
+  allowed = np.zeros((8, VOCABULARY), bool)
+  allowed[::2, :3], allowed[1::2, 3:] = True, True
+  tokens = generate(model, IDS, window=window, num_tokens=8, sampler=Sampler(temperature=5.0), allowed=allowed).tokens
+  assert (tokens[:, ::2] < 3).all() and (tokens[:, 1::2] >= 3).all()
+  one = np.arange(VOCABULARY)[None] == 4
+  assert (generate(model, IDS, window=window, num_tokens=5, allowed=one).tokens == 4).all()
+
+
+def test_given_positions_are_those_of_each_rows_own_count():
+  adapter = EmbeddingAdapterConfig(
+    num_embeddings=VOCABULARY, num_channels=16, position=LearnedPositions(shape=(40,), num_channels=16)
+  )
+  model, window = model_of(input_adapter=adapter), LatentWindow(context_length=16, num_latents=12, num_start_latents=3)
+  counted = generate(model, IDS, valid=VALID, window=window, num_tokens=9).tokens
+  count = np.arange(15)[None, :, None]
+  np.testing.assert_array_equal(
+    generate(model, IDS, valid=VALID, window=window, num_tokens=9, positions=count).tokens, counted
+  )
+  shifted = generate(model, IDS, valid=VALID, window=window, num_tokens=9, positions=count + 20).tokens
+  assert (shifted != counted).any()
+
+
+def test_samplers_have_the_exact_support():
+  logits = jnp.log(jnp.array([[0.4, 0.05, 0.3, 0.05, 0.2]]))
+  cases = {
+    GREEDY: [0],
+    Sampler(): [0, 1, 2, 3, 4],
+    Sampler(top_k=2): [0, 2],
+    Sampler(top_k=4): [0, 1, 2, 4],  # the tie goes to the smaller id
+    Sampler(top_p=0.4 - 1e-3): [0],
+    Sampler(top_p=0.4 + 1e-3): [0, 2],
+    Sampler(top_p=0.9 + 1e-3): [0, 1, 2, 4],
+    Sampler(top_p=1.0): [0, 1, 2, 3, 4],
+    Sampler(top_k=3, top_p=0.5): [0, 2],  # of what top_k leaves, 0.44 and 0.33
+    Sampler(temperature=0.1, top_p=0.9): [0],
+  }
+  for sampler, support in cases.items():
+    assert np.flatnonzero(np.isfinite(np.asarray(sampler.filtered(logits)[0]))).tolist() == support, sampler
+
+
+@pytest.mark.parametrize('sampler', [Sampler(), Sampler(temperature=0.5), Sampler(top_k=3), Sampler(top_p=0.8)])
+def test_draws_have_the_distribution_of_the_filtered_logits(sampler):
+  logits = jnp.log(jnp.array([0.4, 0.05, 0.25, 0.1, 0.2]))
+  keys = jax.random.split(jax.random.key(7), 4000)
+  draws = np.asarray(sampler(jnp.broadcast_to(logits, (4000, 5)), keys))
+  expected = 4000 * np.asarray(jax.nn.softmax(sampler.filtered(logits[None])[0]))
+  counts = np.bincount(draws, minlength=5)
+  assert (counts[expected == 0] == 0).all()
+  chi_square = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
+  # The 99.9 % point of chi-square with 4 degrees of freedom; fewer degrees have a smaller one.
+  assert chi_square < 18.5
+
+
+END = 1
+
+
+def search(model: PerceiverAR, **settings):
+  window = LatentWindow(context_length=12, num_latents=8, num_start_latents=3)
+
+  @nnx.jit
+  def run(model, prompt):
+    cache, logits = model.start(prompt, window, room=window.room)
+    step = lambda cache, token: model.step(cache, Tokens(values=token[:, None]))  # noqa: E731
+    return beam_search(step, cache, logits, end_token=END, **settings)
+
+  return run(model, Tokens(values=jnp.asarray(IDS[:2])))
+
+
+def exhaustive(model: PerceiverAR, num_tokens: int, length_penalty: float) -> list[list[tuple[float, list[int]]]]:
+  """Scores of every continuation of both prompts, best first, from forward passes without a cache."""
+  sequences = np.array(list(itertools.product(range(VOCABULARY), repeat=num_tokens)), np.int32)
+  ranked = []
+  for prompt in IDS[:2]:
+    rows = np.concatenate([np.repeat(prompt[None], len(sequences), 0), sequences[:, :-1]], axis=1)
+    logits = model(Tokens(values=jnp.asarray(rows)), num_latents=3 + num_tokens - 1).values[:, -num_tokens:]
+    log_p = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), sequences[..., None], axis=2)[..., 0]
+    scores = {}
+    for sequence, each in zip(sequences, log_p, strict=True):
+      length = min(sequence.tolist().index(END) + 1, num_tokens) if END in sequence else num_tokens
+      ended = tuple(sequence[:length].tolist() + [0] * (num_tokens - length))
+      scores[ended, length] = each[:length].sum() / ((5 + length) / 6) ** length_penalty
+    ranked.append(sorted(((score, list(tokens)) for (tokens, _), score in scores.items()), reverse=True))
+  return ranked
+
+
+@pytest.mark.parametrize('length_penalty', [0.0, 1.0])
+def test_a_wide_beam_finds_the_best_of_all_continuations(length_penalty):
+  model = model_of(1)
+  beams = search(model, num_beams=60, num_tokens=3, length_penalty=length_penalty)
+  for row, ranked in enumerate(exhaustive(model, 3, length_penalty)):
+    assert_close(beams.scores[row, :5], np.array([score for score, _ in ranked[:5]]), CACHED)
+    assert beams.tokens[row, 0].tolist() == ranked[0][1]
+  np.testing.assert_array_less(beams.scores[:, 1:], beams.scores[:, :-1] + 1e-6)
+
+
+def test_a_beam_of_one_is_greedy():
+  model, window = model_of(1), LatentWindow(context_length=12, num_latents=8, num_start_latents=3)
+  beams = search(model, num_beams=1, num_tokens=5)
+  tokens, lengths = generate(model, IDS[:2], window=window, num_tokens=5, stop=[[END]])
+  np.testing.assert_array_equal(beams.tokens[:, 0], tokens)
+  np.testing.assert_array_equal(beams.lengths[:, 0], lengths)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'sentence'),
+  [
+    ({'valid': np.zeros_like(VALID)}, 'each with a valid token'),
+    ({'num_tokens': 0}, '1 or more'),
+    ({'allowed': np.zeros((1, VOCABULARY), bool)}, 'an id in each row'),
+    ({'positions': np.zeros((1, 7, 1), np.int32)}, 'at least 9'),
+    ({'stop': [[]]}, 'at least one id'),
+  ],
+)
+def test_bad_requests_are_refused_before_the_first_token(settings, sentence):
+  window = LatentWindow(context_length=10, num_latents=6, num_start_latents=3)
+  with pytest.raises(ValueError, match=sentence):
+    stream(model_of(), IDS, **({'window': window, 'num_tokens': 3} | settings))
+
+
+def test_windows_and_samplers_refuse_what_cannot_be():
+  with pytest.raises(ValueError, match='num_start_latents <= num_latents <= context_length'):
+    LatentWindow(context_length=10, num_latents=6, num_start_latents=7)
+  for bad in ({'temperature': -1.0}, {'top_k': 0}, {'top_p': 0.0}):
+    with pytest.raises(ValueError, match='A sampler needs'):
+      Sampler(**bad)
