@@ -298,6 +298,12 @@ def continuation_log_probability(
     ids[number, : len(row)], valid[number, : len(row)] = row, True
     labels[number, len(prompt) : len(row)] = True
   examples = next_tokens(jnp.asarray(ids), valid=jnp.asarray(valid), label_mask=jnp.asarray(labels))
-  logits = model(examples.inputs, num_latents=num_latents)
+  graphdef, params = nnx.split(model)
+  return _log_probability(params, examples, graphdef=graphdef, num_latents=num_latents)
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'num_latents'))
+def _log_probability(params: Any, examples: NextTokens, *, graphdef: Any, num_latents: int) -> Float[Array, 'b']:
+  logits = nnx.merge(graphdef, params)(examples.inputs, num_latents=num_latents)
   targets, scored = latent_targets(examples, logits)
   return -cross_entropy(logits.values, targets, valid=scored, reduction='none').sum(axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -38,7 +39,6 @@ def model_of(seed: int = 0, **changes) -> PerceiverAR:
 
 def recomputed(model: PerceiverAR, window: LatentWindow, row: list[int], tokens: list[int]) -> list[np.ndarray]:
   """Logits before each of the tokens by whole forward passes, under the policy that `LatentWindow` states."""
-  run = nnx.jit(lambda model, tokens, num_latents: model(tokens, num_latents=num_latents), static_argnums=2)
   width = max(len(row) + len(tokens), window.context_length)
   logits, history, num_latents = [], [], window.num_latents
   for done in range(len(tokens)):
@@ -51,8 +51,13 @@ def recomputed(model: PerceiverAR, window: LatentWindow, row: list[int], tokens:
     values[0, : len(history)] = history
     valid = np.arange(width)[None] < len(history)
     inputs = Tokens(values=jnp.asarray(values), valid=jnp.asarray(valid))
-    logits.append(np.asarray(run(model, inputs, num_latents).values[0, -1]))
+    logits.append(np.asarray(_last_logits(*nnx.split(model), inputs, num_latents)[0]))
   return logits
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _last_logits(graphdef, params, inputs, num_latents):
+  return nnx.merge(graphdef, params)(inputs, num_latents=num_latents).values[:, -1]
 
 
 def steps(model: PerceiverAR, window: LatentWindow, prompt: Tokens, tokens: np.ndarray) -> list[np.ndarray]:
@@ -254,7 +259,8 @@ def exhaustive(model: PerceiverAR, num_tokens: int, length_penalty: float) -> li
   ranked = []
   for prompt in IDS[:2]:
     rows = np.concatenate([np.repeat(prompt[None], len(sequences), 0), sequences[:, :-1]], axis=1)
-    logits = model(Tokens(values=jnp.asarray(rows)), num_latents=3 + num_tokens - 1).values[:, -num_tokens:]
+    run = nnx.jit(lambda model, tokens: model(tokens, num_latents=3 + num_tokens - 1).values[:, -num_tokens:])
+    logits = run(model, Tokens(values=jnp.asarray(rows)))
     log_p = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), sequences[..., None], axis=2)[..., 0]
     scores = {}
     for sequence, each in zip(sequences, log_p, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -37,6 +38,19 @@ def tiny(**changes) -> PerceiverAR:
   moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
   nnx.update(model, jax.tree.unflatten(structure, moved))
   return model
+
+
+def forward(model: PerceiverAR, row: list[int], num_latents: int) -> np.ndarray:
+  """Log-probabilities `[n, e]` of one row, padded to one length so that it compiles once."""
+  values, valid = np.zeros((1, 9), np.int32), np.arange(9)[None] < len(row)
+  values[0, : len(row)] = row
+  tokens = Tokens(values=jnp.asarray(values), valid=jnp.asarray(valid))
+  return np.asarray(jax.nn.log_softmax(_logits(*nnx.split(model), tokens, num_latents)[0]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _logits(graphdef, params, tokens, num_latents):
+  return nnx.merge(graphdef, params)(tokens, num_latents=num_latents).values
 
 
 def pairs(examples) -> list[list[tuple[int, int]]]:
@@ -118,7 +132,7 @@ def test_the_loss_is_on_scored_latents_only():
   ids = jnp.asarray(np.random.default_rng(0).integers(1, VOCABULARY, (2, 10)), jnp.int32)
   mask = jnp.arange(10)[None] % 3 == jnp.array([[0], [1]])
   examples = next_tokens(ids, label_mask=mask)
-  logits = model(examples.inputs)
+  logits = nnx.jit(lambda model, inputs: model(inputs))(model, examples.inputs)
   loss, measured = next_token_loss(logits, examples, z_loss=1e-2)
   log_p = np.asarray(jax.nn.log_softmax(logits.values))
   log_z = np.asarray(jax.nn.logsumexp(logits.values, axis=-1))
@@ -170,7 +184,7 @@ def test_strided_evaluation_equals_one_forward_pass_per_window():
     for first in range(0, len(document), 3):
       stop = min(first + 3, len(document))
       row = text[max(stop - 7, 0) : stop]
-      logits = np.asarray(jax.nn.log_softmax(model(Tokens(values=jnp.array([row])), num_latents=5).values[0]))
+      logits = forward(model, row, 5)
       nats -= sum(logits[5 - stop + place, text[place + 1]] for place in range(first, stop))
   assert_close(score.nats_per_token, nats / 13, 1e-5)
   assert (score.stride, score.num_tokens, score.num_latents, score.context_length) == (3, 13, 5, 7)
@@ -193,8 +207,7 @@ def test_continuations_have_the_probability_of_their_tokens_whatever_else_is_in_
   prompts, continuations = [[1, 2, 3], [4], [1, 2, 3, 4, 5, 6]], [[4, 5], [1, 2, 3], [6, 1, 2]]
   together = continuation_log_probability(model, prompts, continuations, num_latents=3)
   for row, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
-    inputs = jnp.array([[*prompt, *continuation[:-1]]])
-    log_p = jax.nn.log_softmax(model(Tokens(values=inputs), num_latents=3).values[0])
+    log_p = forward(model, [*prompt, *continuation[:-1]], 3)
     expected = sum(float(log_p[place - len(continuation), token]) for place, token in enumerate(continuation))
     assert_close(together[row], expected, 1e-5)
   # Over all continuations of one token the probabilities sum to one.
