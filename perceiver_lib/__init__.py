@@ -21,6 +21,10 @@ _PUBLIC = {
   'capture_attention': 'capture',
   'Perceiver': 'models.perceiver',
   'PerceiverConfig': 'models.perceiver',
+  'PerceiverAR': 'models.perceiver_ar',
+  'PerceiverARConfig': 'models.perceiver_ar',
+  'PerceiverIO': 'models.perceiver_io',
+  'PerceiverIOConfig': 'models.perceiver_io',
   'fit': 'training',
   'start_run': 'experiments',
 }

@@ -42,7 +42,7 @@ class ImageRecipe:
     train_steps: of the main training, and patch_train_steps of the same model on 2x2 patches.
     comparison_steps: of each short training that compares variants.
     num_latents, num_latent_channels, num_layers: of the main model.
-    num_seeds: repetitions of the comparisons.
+    num_train_examples: take only so many training images, None = all.
   """
 
   train_steps: int
@@ -51,19 +51,20 @@ class ImageRecipe:
   num_latents: int = 32
   num_latent_channels: int = 64
   num_layers: int = 3
-  num_seeds: int = 1
+  num_train_examples: int | None = None
   batch_size: int = 32
   learning_rate: float = 3e-3
 
 
 RECIPES = {
   'smoke': ImageRecipe(
-    train_steps=4, patch_train_steps=4, comparison_steps=3, num_latents=4, num_latent_channels=16, num_layers=1
+    train_steps=4, patch_train_steps=4, comparison_steps=3, num_latents=4, num_latent_channels=16, num_layers=1,
+    num_train_examples=200
   ),
   'demo': ImageRecipe(train_steps=3_000, patch_train_steps=6_000, comparison_steps=300),
   'full': ImageRecipe(
     train_steps=30_000, patch_train_steps=30_000, comparison_steps=10_000, num_latents=64, num_latent_channels=128,
-    num_layers=6, num_seeds=3,
+    num_layers=6,
   ),
 }  # fmt: skip
 
@@ -195,7 +196,7 @@ class ReadPositioned:
 def permutation_models(
   image_shape: tuple[int, int, int], num_classes: int, recipe: ImageRecipe, seed: int
 ) -> dict[str, nnx.Module]:
-  """Perceiver, ViT on a 7x7 grid of patches (where 7 divides) and CNN, all of which get every pixel's Fourier features beside its value."""
+  """Perceiver, ViT on a 7x7 grid of patches (where 7 divides) and CNN, all with Fourier features at every pixel."""
   num_channels = positioned_pixels(jnp.zeros((1, *image_shape), jnp.uint8)).shape[-1]
   perceiver = image_perceiver(
     recipe, image_shape, num_classes, input_adapter=FeatureAdapterConfig(num_values=num_channels)
@@ -240,4 +241,27 @@ def classical_baselines(train: Arrays, test: Arrays) -> dict[str, float]:
   return {
     name: 100.0 * float(model.fit(flat[0], train['label']).score(flat[1], test['label']))
     for name, model in models.items()
+  }
+
+
+def main_training(
+  data: Mapping[str, Arrays], *, recipe: ImageRecipe, seed: int, patch_size: int = 1, **fit_settings: Any
+) -> dict[str, float]:
+  """The notebook's main training on {'train', 'validation', 'test'} arrays, and what it reached."""
+  image_shape, num_classes = data['train']['image'].shape[1:], int(data['train']['label'].max()) + 1
+  forward = ReadPixels(patch_size)
+  config = image_perceiver(recipe, image_shape, num_classes, patch_size=patch_size)
+  num_steps = recipe.train_steps if patch_size == 1 else recipe.patch_train_steps
+  result = train_classifier(
+    Perceiver(config, rngs=nnx.Rngs(seed)), forward, data['train'], data['validation'],
+    recipe=recipe, num_steps=num_steps, seed=seed, **fit_settings,
+  )  # fmt: skip
+  return {
+    'patch_size': patch_size,
+    'seed': seed,
+    'train_steps': num_steps,
+    'validation_accuracy': result.history[-1]['validation_accuracy'],
+    'test_accuracy': accuracy_percent(forward, result.model, data['test']),
+    'compile_seconds': result.compile_seconds,
+    'train_seconds': result.train_seconds,
   }
