@@ -157,7 +157,9 @@ class CausalLatentBlock(nnx.Module):
     if latent_attention not in ('full', 'axial'):
       raise ValueError(f'latent_attention must be full or axial; got {latent_attention!r}.')
     if latent_attention == 'axial' and num_layers % 2:
-      raise ValueError(f'Axial latent attention needs layers in pairs, within a step and across steps; got {num_layers}.')
+      raise ValueError(
+        f'Axial latent attention needs layers in pairs, within a step and across steps; got {num_layers}.'
+      )
     self.latent_attention = latent_attention
     self.layers = nnx.List([SelfAttention(config, num_channels=num_channels, rngs=rngs) for _ in range(num_layers)])
 

@@ -16,12 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from flax import nnx
-from perceiver_lib.attention import CHUNK_LOGITS, KeyValueReader, _Project, choose_chunk_size, joined_validity
+from perceiver_lib.attention import KeyValueReader, _Project, choose_chunk_size, joined_validity
 from perceiver_lib.capture import recorder
 from perceiver_lib.streaming import (
+  MASKED_LOGIT,
   KeyStream,
   PartialSoftmax,
   cleaned,
@@ -33,12 +34,13 @@ from perceiver_lib.streaming import (
 )
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
+SMALL_TIMESTEPS_LOGITS = 2**24
+"""Where a timestep has few tokens, up to this many logits (64 MiB) are computed at once."""
+
 Sources = Sequence[tuple[Tokens, KeyValueReader]]
 
 
-def may_read(
-  input_time: Int[Array, 'b j'], num_timesteps: int, window: int | None
-) -> Bool[Array, 'b t j']:
+def may_read(input_time: Int[Array, 'b j'], num_timesteps: int, window: int | None) -> Bool[Array, 'b t j']:
   """The rule for timesteps 0, 1, ... over inputs, with the encoder's window.
 
   Input times 0 1 2 S (S = SOURCE_TIME), without a window and with window 1:
@@ -76,20 +78,17 @@ def prefix_read(
     ValueError: if inputs carry no time or the window is empty.
   """
   check(sources, window)
-  num_rows, num_keys = q.shape[0] * q.shape[1] * q.shape[2], sum(tokens.num_tokens for tokens, _ in sources)
-  if chunk_size is None and choose_chunk_size(num_rows * num_timesteps, num_keys) is None:
+  if chunk_size is None and _dense_is_better(q, sources, num_timesteps):
     parts = [reader(cleaned(tokens)) for tokens, reader in sources]
     k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
     logits, allowed = scaled_logits(q, k), _allowed_rows(q, sources, num_timesteps, window)
     rows = repeat(logits, 'b h s j -> b h (t s) j', t=num_timesteps)
     state = PartialSoftmax.empty(rows.shape[:3], v.shape[-1]).fold(rows, allowed, v)
   else:
-    partials = timestep_partials(
-      q, sources, num_timesteps=num_timesteps, window=window, chunk_size=chunk_size
-    )
+    partials = timestep_partials(q, sources, num_timesteps=num_timesteps, window=window, chunk_size=chunk_size)
     # Recomputed in the backward pass: the prefixes would be kept through the whole processor.
     recomputed = jax.checkpoint(functools.partial(known, num_timesteps=num_timesteps, window=window))
-    state = jax.tree.map(_timestep_major, recomputed(partials))
+    state = timestep_major(recomputed(partials))
   if (maps := recorder()) is not None:
     streams = tuple(key_stream(tokens, reader) for tokens, reader in sources)
     logits = streamed_logits(q, streams, chunk_size or 4096)
@@ -101,6 +100,14 @@ def prefix_read(
     log_sum_exp = maps.chosen(state.log_sum_exp()[..., None])
     maps.record(chosen, mask_weights(jnp.exp(mask_logits(chosen, allowed) - log_sum_exp), allowed))
   return state.output()
+
+
+def _dense_is_better(q: Array, sources: Sources, num_timesteps: int) -> bool:
+  num_rows = q.shape[0] * q.shape[1] * q.shape[2] * num_timesteps
+  num_keys = sum(tokens.num_tokens for tokens, _ in sources)
+  # Timesteps of a few tokens make many chunks that hold almost nothing.
+  few = num_keys < 64 * num_timesteps and num_rows * num_keys <= SMALL_TIMESTEPS_LOGITS
+  return few or choose_chunk_size(num_rows, num_keys) is None
 
 
 def key_stream(tokens: Tokens, reader: KeyValueReader) -> KeyStream:
@@ -115,8 +122,9 @@ def check(sources: Sources, window: int | None) -> None:
     raise ValueError(f'The encoder window must hold at least 1 timestep; got {window}.')
 
 
-def _timestep_major(array: Array) -> Array:
-  return rearrange(array, 'b t h s ... -> b h (t s) ...')
+def timestep_major(partials: PartialSoftmax) -> PartialSoftmax:
+  """From `[b, t, h, s]` to the latents' order, `[b, h, (t s)]`."""
+  return jax.tree.map(lambda x: rearrange(x, 'b t h s ... -> b h (t s) ...'), partials)
 
 
 def _allowed_rows(q: Array, sources: Sources, num_timesteps: int, window: int | None) -> Bool[Array, 'b 1 ts j']:
@@ -146,7 +154,7 @@ def timestep_partials(
     num_rows = q.shape[0] * q.shape[1] * q.shape[2]
     # A group fills whole chunks: a quarter of an average group wastes an eighth of the work at most.
     size = max(tokens.num_tokens for tokens, _ in sources) // (4 * num_groups)
-    chunk_size = 2 ** (min(max(size, 16), 4096, max(CHUNK_LOGITS // num_rows, 16)).bit_length() - 1)
+    chunk_size = min(2 ** (max(size, 16).bit_length() - 1), choose_chunk_size(num_rows, 2**40))
   streams = tuple(key_stream(tokens, reader) for tokens, reader in sources)
   plans = tuple(_plan(tokens, num_timesteps, window, chunk_size) for tokens, _ in sources)
   return PartialSoftmax(*_grouped_read(q, streams, plans, (num_groups, chunk_size)))
@@ -221,7 +229,9 @@ def _grouped_read(
 ) -> tuple[Array, Array, Array]:
   num_groups, chunk_size = sizes
   b, h, s = q.shape[:3]
-  probe = jax.eval_shape(lambda: streams[0].project(streams[0].params, _chunk(streams[0].tokens, plans[0], jnp.int32(0), 1)[0]))
+  probe = jax.eval_shape(
+    lambda: streams[0].project(streams[0].params, _chunk(streams[0].tokens, plans[0], jnp.int32(0), 1)[0])
+  )
   empty = PartialSoftmax.empty((b, h, s), probe[1].shape[-1])
   state = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (b, num_groups, *x.shape[1:])), empty)
   every = jnp.arange(b)
@@ -321,10 +331,26 @@ def known(partials: PartialSoftmax, *, num_timesteps: int, window: int | None) -
   return combined(source, jax.tree.map(lambda x: x[:, -num_timesteps:], total))
 
 
+def summed(partials: PartialSoftmax) -> PartialSoftmax:
+  """The softmax `[b, h, s]` over the keys of all groups `[b, g, h, s]`."""
+  maximum = jnp.max(partials.maximum, axis=1)
+  weight = jnp.exp(partials.maximum - maximum[:, None])
+  return PartialSoftmax(
+    maximum,
+    jnp.sum(partials.denominator * weight, axis=1),
+    jnp.sum(partials.numerator * weight[..., None], axis=1),
+  )
+
+
+def nothing(partials: PartialSoftmax) -> PartialSoftmax:
+  """As many groups, in which nothing was read."""
+  zero = jax.tree.map(jnp.zeros_like, partials)
+  return zero._replace(maximum=jnp.full_like(partials.maximum, MASKED_LOGIT))
+
+
 def _delayed(partials: PartialSoftmax, steps: int) -> PartialSoftmax:
   """Moved `steps` groups later, with nothing read before."""
-  b, g, h, s = partials.maximum.shape
-  steps = min(steps, g)
-  empty = PartialSoftmax.empty((b, steps, h * s), partials.numerator.shape[-1])
-  empty = jax.tree.map(lambda x: rearrange(x, 'b g (h s) ... -> b g h s ...', h=h), empty)
-  return jax.tree.map(lambda new, x: jnp.concatenate([new, x[:, : g - steps]], axis=1), empty, partials)
+  kept = max(partials.maximum.shape[1] - steps, 0)
+  return jax.tree.map(
+    lambda empty, x: jnp.concatenate([empty[:, kept:], x[:, :kept]], axis=1), nothing(partials), partials
+  )

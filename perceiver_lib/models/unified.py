@@ -50,7 +50,7 @@ class LearnedLatents:
   encoder_window: int | None = None
 
   def __post_init__(self):
-    if self.num_latents < 1 or self.num_timesteps < 1 or (self.encoder_window or 1) < 1:
+    if self.num_latents < 1 or self.num_timesteps < 1 or (self.encoder_window is not None and self.encoder_window < 1):
       raise ValueError(
         'num_latents, num_timesteps and encoder_window must be 1 or more; got '
         f'{self.num_latents}, {self.num_timesteps} and {self.encoder_window}.'
@@ -165,11 +165,11 @@ class UnifiedPerceiver(nnx.Module):
     self.config = config
     c, d = config.input_adapter.num_channels, config.num_latent_channels
     self.input_adapter = config.input_adapter.build(rngs)
-    self.timesteps = None
     if isinstance(config.latents, LearnedLatents):
       self.latents = nnx.Param(table_initializer()(rngs.params(), (config.latents.num_latents, d)))
-      if config.latents.timestep_table:
-        self.timesteps = nnx.Param(table_initializer()(rngs.params(), (config.latents.num_timesteps, d)))
+      shape = (config.latents.num_timesteps, d)
+      with_table = config.latents.timestep_table
+      self.timesteps = nnx.Param(table_initializer()(rngs.params(), shape)) if with_table else None
     else:
       self.latent_projection = Linear(c, d, rngs=rngs) if config.latents.projection == 'linear' else None
     self.cross_attends = nnx.List(
@@ -218,21 +218,11 @@ class UnifiedPerceiver(nnx.Module):
     Raises:
       ValueError: for timed tokens beside timeless ones, and for timeless inputs of more than one timestep.
     """
-    config, settings = self.config.latents, {'chunk_size': chunk_size, 'rngs': rngs}
-    if isinstance(config, LearnedLatents):
-      num_timesteps = num_timesteps or config.num_timesteps
-      if num_timesteps > config.num_timesteps and self.timesteps is not None:
-        raise ValueError(f'This model has a table of {config.num_timesteps} timesteps; got {num_timesteps}.')
-      latents, s = self._read(inputs, num_timesteps, **settings), config.num_latents
-    elif num_timesteps is not None:
-      raise ValueError(f'Latents made of inputs take their timesteps; got num_timesteps={num_timesteps}.')
-    else:
-      latents, s = self._read_by_inputs(inputs, **settings), config.num_latents
+    latents = self.read(inputs, num_timesteps=num_timesteps, chunk_size=chunk_size, rngs=rngs)
+    s = self.config.latents.num_latents
     for block in range(self.config.num_blocks):
       first_layer = block * self.config.num_self_attends_per_block
-      latents = self.blocks[0](
-        latents, num_latents_per_timestep=s, first_layer=first_layer, remat=remat, rngs=rngs
-      )
+      latents = self.blocks[0](latents, num_latents_per_timestep=s, first_layer=first_layer, remat=remat, rngs=rngs)
     return latents
 
   def sources(self, inputs: Inputs) -> list[tuple[Tokens, KeyValueReader]]:
@@ -249,9 +239,7 @@ class UnifiedPerceiver(nnx.Module):
     q = cross_attend.attention.project_queries(cross_attend.query_norm(self.latents[...])[None], None)
     return jnp.broadcast_to(q, (batch_size, *q.shape[1:]))
 
-  def answer(
-    self, heads: Float[Array, 'b h ts v'], time: Int[Array, ' t'], *, rngs: nnx.Rngs | None = None
-  ) -> Tokens:
+  def answer(self, heads: Float[Array, 'b h ts v'], time: Int[Array, ' t'], *, rngs: nnx.Rngs | None = None) -> Tokens:
     """The latents of these timesteps with what they read, and the timesteps' embedding."""
     b, s = heads.shape[0], self.config.latents.num_latents
     latents = Tokens(
@@ -265,7 +253,23 @@ class UnifiedPerceiver(nnx.Module):
     embedding = repeat(self.timesteps[...][time], 't d -> 1 (t s) d', s=s)
     return dataclasses.replace(latents, values=latents.values + embedding)
 
-  def _read(self, inputs: Inputs, num_timesteps: int, *, chunk_size: int | None, rngs: nnx.Rngs | None) -> Tokens:
+  def read(
+    self,
+    inputs: Inputs,
+    *,
+    num_timesteps: int | None = None,
+    chunk_size: int | None = None,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens:
+    """The encoder alone: latents before the first block. The arguments are those of `encode`."""
+    config = self.config.latents
+    if isinstance(config, InputLatents):
+      if num_timesteps is not None:
+        raise ValueError(f'Latents made of inputs take their timesteps; got num_timesteps={num_timesteps}.')
+      return self._read_by_inputs(inputs, chunk_size=chunk_size, rngs=rngs)
+    num_timesteps = config.num_timesteps if num_timesteps is None else num_timesteps
+    if self.timesteps is not None and num_timesteps > config.num_timesteps:
+      raise ValueError(f'This model has a table of {config.num_timesteps} timesteps; got {num_timesteps}.')
     sources = self.sources(inputs)
     batch_size, timed = sources[0][0].batch_size, joined_times([tokens for tokens, _ in sources]) is not None
     if not timed and num_timesteps > 1:
@@ -273,7 +277,7 @@ class UnifiedPerceiver(nnx.Module):
     with named('encoder', 'cross_attention', 0):
       q = self.question(batch_size)
       if timed:
-        steps = {'num_timesteps': num_timesteps, 'window': self.config.latents.encoder_window}
+        steps = {'num_timesteps': num_timesteps, 'window': config.encoder_window}
         heads = prefix_read(q, sources, **steps, chunk_size=chunk_size)
       else:
         heads = read(q, sources, query_time=None, chunk_size=chunk_size)
@@ -291,7 +295,10 @@ class UnifiedPerceiver(nnx.Module):
     sources = self.sources(inputs)
     if config.key_norm == 'query_norm':
       others = dataclasses.replace(inputs, valid=validity(inputs) & ~is_latent)
-      sources = [(others, sources[0][1]), (embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention))]
+      sources = [
+        (others, sources[0][1]),
+        (embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention)),
+      ]
     with named('encoder', 'cross_attention', 0):
       q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
       heads = read(q, sources, query_time=latents.time, chunk_size=chunk_size)
