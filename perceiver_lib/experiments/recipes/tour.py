@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,11 +111,22 @@ def parameter_counts() -> list[ParameterCount]:
   ]
 
 
+class _OneKey(nnx.Rngs):
+  """Gives every parameter the same key, for shapes only.
+
+  Counting keys in a traced `nnx.Rngs` takes time quadratic in the number of layers: a minute for the largest preset.
+  """
+
+  def __init__(self):
+    pass
+
+  def params(self) -> Array:
+    return jax.random.key(0)
+
+
 def abstract(model: Callable[..., nnx.Module], config: Any) -> nnx.Module:
   """The model with shapes for parameters; nothing is allocated or computed."""
-  # Counting keys in a traced `nnx.Rngs` takes time quadratic in the number of layers: a minute for the largest preset.
-  key = jax.random.key(0)
-  return nnx.eval_shape(lambda: model(config, rngs=types.SimpleNamespace(params=lambda: key)))
+  return nnx.eval_shape(lambda: model(config, rngs=_OneKey()))
 
 
 def filled(model: Callable[..., nnx.Module], config: Any, *, scale: float, seed: int) -> nnx.Module:
@@ -159,10 +169,7 @@ def compiled_step(num_bytes: int, *, chunk_size: int | None = None) -> Any:
   def loss(params: Any, tokens: Tokens) -> Float[Array, '']:
     return cross_entropy(nnx.merge(graphdef, params)(tokens, chunk_size=chunk_size), jnp.zeros((1,), jnp.int32))
 
-  tokens = Tokens(
-    values=jax.ShapeDtypeStruct((1, num_bytes), jnp.uint8),
-    position=jax.ShapeDtypeStruct((1, num_bytes, 1), jnp.float32),
-  )
+  tokens = jax.eval_shape(lambda: byte_tokens(num_bytes))
   return jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile()
 
 

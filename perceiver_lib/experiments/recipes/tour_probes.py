@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -134,18 +135,21 @@ def gradient_figure(moved: Sequence[tuple[Probe, Float[np.ndarray, 'o m']]]) -> 
   from matplotlib.colors import ListedColormap
 
   with theme.use_theme():
-    figure = theme.new_figure(4.3, title='What the rule allows (top), and what really moves each output (bottom)')
+    figure = theme.new_figure(3.3, title='What the rule allows (top), and what really moves each output (bottom)')
     widths = [1] * len(moved)
     grid = figure.subplots(2, len(moved), width_ratios=widths, squeeze=False)
     for (above, below), (probe, jacobian) in zip(grid.T, moved, strict=True):
       above.imshow(probe.allowed, cmap=ListedColormap([theme.PALE, theme.BLUE]), vmin=0, vmax=1)
       relative = np.log10(np.where(jacobian > 0, jacobian / jacobian.max(), np.nan))
-      drawn = below.imshow(relative, cmap=theme.SEQUENTIAL, vmin=-4, vmax=0)
+      drawn = below.imshow(relative, cmap=theme.SEQUENTIAL, vmin=-3, vmax=0)
       rows, columns = np.nonzero(jacobian == 0)
       below.scatter(columns, rows, marker='x', s=14, color=theme.GREY, linewidths=0.8)
-      above.set_title(probe.name)
+      above.set_title(textwrap.fill(probe.name, 14), y=1.0)
       below.set_xlabel('input')
       for axes in (above, below):
+        axes.set_anchor('N')
+        axes.set_ylim(4.5, -0.5)
+        axes.spines[:].set_visible(False)
         axes.set_xticks(range(0, probe.allowed.shape[1], 2))
         axes.set_yticks(range(probe.allowed.shape[0]))
     grid[0, 0].set_ylabel('the rule\noutput')

@@ -1,0 +1,86 @@
+"""What notebook 00 shows can fail: a leak shows in the gradients, a wrong size in a count, a long input in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from perceiver_lib.experiments.recipes import tour, tour_probes
+from perceiver_lib.models.perceiver import Perceiver
+from tests.support import STREAMED, assert_close
+
+
+def test_the_gradients_of_a_causal_model_keep_the_rule_and_those_of_a_leaking_one_do_not():
+  kept, leaking = tour_probes.probes(0)[2], tour_probes.leaking_probe(0)
+  assert tour_probes.num_violations(kept, tour_probes.sensitivity(kept, 0)) == 0
+  # Every earlier latent of 4 learns of every later one: 3 + 2 + 1 pairs.
+  assert tour_probes.num_violations(leaking, tour_probes.sensitivity(leaking, 0)) == 6
+
+
+def test_an_input_that_should_move_an_output_and_does_not_counts_as_well():
+  probe = tour_probes.Probe(name='deaf', outputs=lambda values: 0 * values, allowed=np.ones((3, 3), bool))
+  assert tour_probes.num_violations(probe, tour_probes.sensitivity(probe, 0)) == 9
+
+
+def test_abstract_models_count_as_made_ones_do():
+  config = dataclasses.replace(tour.byte_perceiver(64), num_latent_channels=16, num_self_attends_per_block=1)
+  made = nnx.state(Perceiver(config, rngs=nnx.Rngs(0)))
+  counted = nnx.state(tour.abstract(Perceiver, config))
+  assert jax.tree.map(np.shape, made) == jax.tree.map(np.shape, counted)
+
+
+@pytest.mark.parametrize(('log2_bytes', 'name'), [(12, '4k'), (14, '16k'), (20, '1m'), (22, '4m')])
+def test_lengths_have_names(log2_bytes, name):
+  assert tour.size_name(log2_bytes) == name
+
+
+def test_the_step_that_is_measured_and_the_one_it_is_compared_with_are_one_computation():
+  config = tour.byte_perceiver(1031)
+  params = nnx.state(tour.filled(Perceiver, config, scale=0.02, seed=0))
+  tokens = tour.byte_tokens(1031)
+  streamed, dense = (tour.compiled_step(1031, chunk_size=size) for size in (128, 1031))
+  assert_close(jax.tree.leaves(streamed(params, tokens)), jax.tree.leaves(dense(params, tokens)), STREAMED)
+  assert streamed.memory_analysis().temp_size_in_bytes < dense.memory_analysis().temp_size_in_bytes
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it():
+  held = np.ones(400_000_000 // 8)
+  code = 'from perceiver_lib.experiments.recipes import tour; print(tour.peak_bytes())'
+  peak = int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+  assert tour.peak_bytes() > held.nbytes > peak > 10_000_000
+
+
+@pytest.mark.parametrize('arguments', [[], ['many'], ['9'], ['31'], ['12', '13']])
+def test_a_wrong_length_is_one_sentence(arguments, capsys):
+  assert tour.main(arguments) == 2
+  printed = capsys.readouterr()
+  assert printed.out == '' and printed.err.count('\n') == 1 and 'from 10 to 30' in printed.err
+
+
+def test_the_figure_names_both_ways_and_their_sizes():
+  row = {
+    'start_gigabytes': 0.2, 'peak_gigabytes': 0.7, 'temporary_megabytes': 34.0, 'dense_temporary_megabytes': 2000.0,
+    'seconds': 1.0,
+  }  # fmt: skip
+  figure = tour.memory_figure([{**row, 'num_bytes': 4096}, {**row, 'num_bytes': 16384}])
+  assert '4,096 to 16,384' in figure.alt_text and '34 MB' in figure.alt_text and '2.00 GB' in figure.alt_text
+
+
+def test_the_map_lists_a_notebook_that_exists(tmp_path):
+  cells = [
+    {'cell_type': 'markdown', 'source': '# A title'},
+    {
+      'cell_type': 'code',
+      'metadata': {'tags': ['parameters']},
+      'source': "profile: str = 'demo'\nseed: int = 0\nrun_dir: str = ''",
+    },
+  ]
+  (tmp_path / '07_topic.ipynb').write_text(json.dumps({'cells': cells}))
+  assert tour.suite_map(tmp_path).splitlines()[-1] == '| `07_topic` | A title | profile, seed |'
