@@ -1,14 +1,18 @@
 """How notebook 01 trains: a Perceiver on pixels, its variants, and the models that people use on images instead.
 
 Every function takes arrays and returns arrays or a `FitResult`, so a GPU job can call it without the notebook.
+
+    python -m perceiver_lib.experiments.recipes.images     # figures/01_seeds.json: three seeds, pixels and patches
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,17 +22,18 @@ from einops import reduce
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
-from perceiver_lib.data.loading import ArraySource, training_batches
+from perceiver_lib.data.images import load_images
+from perceiver_lib.data.loading import ArraySource, stack, training_batches
+from perceiver_lib.experiments.environment import environment_stamp
+from perceiver_lib.experiments.files import project_root, write_json
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.image_baselines import SmallCNN, SmallViT
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.positions import FourierFeatures, grid
-from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import FitResult, fit
 
 Arrays = Mapping[str, np.ndarray]
@@ -40,13 +45,14 @@ class ImageRecipe:
 
   Attributes:
     train_steps: of the main training, and patch_train_steps of the same model on 2x2 patches.
-    comparison_steps: of each short training that compares variants.
+    layout_steps: of the ViT and the CNN; comparison_steps: of each short training that compares variants.
     num_latents, num_latent_channels, num_layers: of the main model.
     num_train_examples: take only so many training images, None = all.
   """
 
   train_steps: int
   patch_train_steps: int
+  layout_steps: int
   comparison_steps: int
   num_latents: int = 32
   num_latent_channels: int = 64
@@ -58,12 +64,14 @@ class ImageRecipe:
 
 RECIPES = {
   'smoke': ImageRecipe(
-    train_steps=4, patch_train_steps=4, comparison_steps=3, num_latents=4, num_latent_channels=16, num_layers=1,
+    train_steps=4, patch_train_steps=4, layout_steps=3,
+    comparison_steps=3, num_latents=4, num_latent_channels=16, num_layers=1,
     num_train_examples=200
   ),
-  'demo': ImageRecipe(train_steps=3_000, patch_train_steps=6_000, comparison_steps=300),
+  'demo': ImageRecipe(train_steps=3_000, patch_train_steps=6_000, layout_steps=600, comparison_steps=300),
   'full': ImageRecipe(
-    train_steps=30_000, patch_train_steps=30_000, comparison_steps=10_000, num_latents=64, num_latent_channels=128,
+    train_steps=30_000, patch_train_steps=30_000, layout_steps=10_000,
+    comparison_steps=10_000, num_latents=64, num_latent_channels=128,
     num_layers=6,
   ),
 }  # fmt: skip
@@ -128,7 +136,6 @@ def train_classifier(
   recipe: ImageRecipe,
   num_steps: int,
   seed: int,
-  augment: bool = True,
   evaluations: int = 0,
   **fit_settings: Any,
 ) -> FitResult:
@@ -137,7 +144,7 @@ def train_classifier(
   warmup_steps = min(200, num_steps // 8)
   return fit(
     model,
-    image_classifier_loss(forward, augment=augment),
+    image_classifier_loss(forward),
     lambda step: training_batches(source, recipe.batch_size, seed=seed, start_step=step),
     optimizer=adamw_warmup_cosine(recipe.learning_rate, num_steps, warmup_steps=warmup_steps, weight_decay=0.05),
     num_steps=num_steps,
@@ -151,17 +158,17 @@ def train_classifier(
 
 @dataclasses.dataclass(frozen=True)
 class ReadPixels:
-  """Runs a Perceiver on byte images, one token a pixel or a patch."""
+  """Runs a Perceiver on byte images, one token a pixel or a patch, in row-major or another `order` of the tokens."""
 
   patch_size: int = 1
   integer_positions: bool = False
+  order: tuple[int, ...] | None = None
 
   def __call__(self, model: Perceiver, images: Array) -> Float[Array, 'b e']:
-    return model(pixel_tokens(images, patch_size=self.patch_size, integer_positions=self.integer_positions))
-
-
-def read_bytes_as_image(model: nnx.Module, images: Array) -> Float[Array, 'b e']:
-  return model(images.astype(jnp.float32) * (2 / 255) - 1)
+    tokens = pixel_tokens(images, patch_size=self.patch_size, integer_positions=self.integer_positions)
+    if self.order is not None:
+      tokens = jax.tree.map(lambda leaf: leaf[:, np.array(self.order)], tokens)
+    return model(tokens)
 
 
 def positioned_pixels(images: Array, num_bands: int = 6) -> Float[Array, 'b y x c']:
@@ -181,29 +188,20 @@ def permuted(features: Float[Array, 'b y x c'], order: Int[np.ndarray, 'm']) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ReadPositioned:
-  """Runs a model of the permutation experiment on `positioned_pixels`, in their order or in another."""
+  """Runs an image model on `positioned_pixels`, in their layout or in another."""
 
   order: tuple[int, ...] | None = None
 
   def __call__(self, model: nnx.Module, images: Array) -> Float[Array, 'b e']:
     features = positioned_pixels(images)
-    features = features if self.order is None else permuted(features, np.array(self.order))
-    if isinstance(model, Perceiver):
-      return model(Tokens(values=features.reshape(len(features), -1, features.shape[-1])))
-    return model(features)
+    return model(features if self.order is None else permuted(features, np.array(self.order)))
 
 
-def permutation_models(
-  image_shape: tuple[int, int, int], num_classes: int, recipe: ImageRecipe, seed: int
-) -> dict[str, nnx.Module]:
-  """Perceiver, ViT on a 7x7 grid of patches (where 7 divides) and CNN, all with Fourier features at every pixel."""
+def layout_models(image_shape: tuple[int, int, int], num_classes: int, seed: int) -> dict[str, nnx.Module]:
+  """A ViT on a grid of about 4x4 patches and a CNN, both with every pixel's Fourier features beside its value."""
   num_channels = positioned_pixels(jnp.zeros((1, *image_shape), jnp.uint8)).shape[-1]
-  perceiver = image_perceiver(
-    recipe, image_shape, num_classes, input_adapter=FeatureAdapterConfig(num_values=num_channels)
-  )
   shape = (*image_shape[:2], num_channels)
   return {
-    'Perceiver': Perceiver(perceiver, rngs=nnx.Rngs(seed)),
     'small ViT': SmallViT(shape, num_classes, patch_size=_patch_size(image_shape), rngs=nnx.Rngs(seed)),
     'small CNN': SmallCNN(num_channels, num_classes, rngs=nnx.Rngs(seed)),
   }
@@ -211,7 +209,7 @@ def permutation_models(
 
 def _patch_size(image_shape: tuple[int, int, int]) -> int:
   sides = math.gcd(image_shape[0], image_shape[1])
-  return max(size for size in range(1, max(1, image_shape[0] // 7) + 1) if sides % size == 0)
+  return max(size for size in range(1, max(1, image_shape[0] // 4) + 1) if sides % size == 0)
 
 
 def full_range(examples: Arrays) -> dict[str, np.ndarray]:
@@ -265,3 +263,22 @@ def main_training(
     'compile_seconds': result.compile_seconds,
     'train_seconds': result.train_seconds,
   }
+
+
+def seed_study(profile: str, seeds: Sequence[int] = (0, 1, 2)) -> Iterator[dict[str, Any]]:
+  """The main training on pixels and on 2x2 patches of MNIST-5k with several seeds, a record each."""
+  dataset = load_images('mnist5k')
+  data = {name: full_range(stack(getattr(dataset, name))) for name in ('train', 'validation', 'test')}
+  stamp = environment_stamp(project_root())
+  for patch_size in (1, 2):
+    for seed in seeds:
+      record = main_training(data, recipe=RECIPES[profile], seed=seed, patch_size=patch_size, progress='silent')
+      yield {'profile': profile} | record | {name: stamp[name] for name in ('device', 'commit') if name in stamp}
+
+
+if __name__ == '__main__':
+  records = []
+  for record in seed_study(sys.argv[1] if len(sys.argv) > 1 else 'demo'):
+    records.append(record)
+    print(json.dumps(record), flush=True)
+    write_json(project_root() / 'figures' / '01_seeds.json', records)
