@@ -1,4 +1,4 @@
-"""How notebook 06 trains Perceiver AR: the mirrored copy task as a ladder of lengths, and a byte model of Shakespeare.
+"""How notebook 06 trains a byte model of Shakespeare, measures it and lets it write; the copy task has its own file.
 
 Every function takes arrays and returns arrays, numbers or a `FitResult`, so a GPU job can call it without the notebook.
 """
@@ -7,34 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from perceiver_lib import checkpoints
-from perceiver_lib.adapters import INITIAL_SCALE, EmbeddingAdapterConfig
-from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.caching import LatentWindow
 from perceiver_lib.data.text import Documents, RandomCrops
+from perceiver_lib.experiments.recipes.mirrored_copy import CopyRecipe, Rung
+from perceiver_lib.experiments.recipes.muon import muon_and_adam
 from perceiver_lib.generation import Sampler, generate
 from perceiver_lib.losses import cross_entropy
-from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
+from perceiver_lib.modalities.text import NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
-from perceiver_lib.positions import SinusoidalPositions
+from perceiver_lib.plots import theme
 from perceiver_lib.sequences import (
   FullLatents,
-  MinimumCrop,
-  NextTokens,
   StridedScore,
   StridedWindows,
   at_latents,
@@ -45,22 +40,13 @@ from perceiver_lib.sequences import (
 )
 from perceiver_lib.text_baselines import compressor_bits, ngram_bits, unigram_bits
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training import FitResult, LossFn, fit
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 LINE_END = NUM_SPECIAL + ord('\n')
 """Stands before every text, as in `text_baselines.ngram_bits`."""
-
-LossFn = Callable[..., tuple[Array, Mapping[str, Array]]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rung:
-  """One length of the ladder: `length` tokens a sequence, of which a call predicts `num_latents`."""
-
-  length: int
-  num_latents: int
-  batch_size: int
-  num_steps: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,20 +54,15 @@ class TextRecipe:
   """Settings of one profile; those of `demo` were chosen on the two validation plays.
 
   Attributes:
-    ladder: of the copy task, shortest first; each rung begins with the weights of the one before.
-    copy_width, copy_layers: channels, and self-attends, of the copying model; 0 channels = the paper's own model.
-    window: bytes that the windowed Transformer sees, at rung `windowed_rung`.
-    context_length, num_latents, width, num_layers: of the language model.
+    copy: of the mirrored copy task.
+    context_length, num_latents, width, num_layers, num_heads: of the language model.
     learning_rate: of Adam; `matrix_learning_rate` that of Muon, for the matrices inside the layers.
     scored_bytes: of each validation play, for choices and sweeps.
     stride: of the test.
+    contexts, latent_numbers, strides: at which the trained model is also measured.
   """
 
-  ladder: tuple[Rung, ...]
-  windowed_rung: int
-  window: int
-  copy_width: int = 128
-  copy_layers: int = 1
+  copy: CopyRecipe
   context_length: int
   num_latents: int
   width: int
@@ -94,17 +75,19 @@ class TextRecipe:
   matrix_learning_rate: float = 0.02
   scored_bytes: int
   stride: int
+  contexts: tuple[int, ...]
+  latent_numbers: tuple[int, ...]
+  strides: tuple[int, ...]
 
 
 RECIPES = {
   'smoke': TextRecipe(
-    ladder=(
-      Rung(length=16, num_latents=7, batch_size=2, num_steps=2),
-      Rung(length=32, num_latents=8, batch_size=2, num_steps=2),
+    copy=CopyRecipe(
+      ladder=(Rung(length=32, num_latents=8, batch_size=2, num_steps=2),),
+      windowed_rung=0,
+      window=8,
+      width=16,
     ),
-    windowed_rung=1,
-    window=8,
-    copy_width=16,
     context_length=32,
     num_latents=16,
     width=16,
@@ -114,36 +97,46 @@ RECIPES = {
     train_steps=2,
     scored_bytes=64,
     stride=16,
+    contexts=(16, 32),
+    latent_numbers=(16, 32),
+    strides=(16,),
   ),
   'demo': TextRecipe(
-    ladder=(
-      Rung(length=16, num_latents=7, batch_size=64, num_steps=250),
-      Rung(length=64, num_latents=31, batch_size=32, num_steps=150),
-      Rung(length=256, num_latents=64, batch_size=16, num_steps=150),
-      Rung(length=1_024, num_latents=64, batch_size=8, num_steps=100),
+    copy=CopyRecipe(
+      ladder=(
+        Rung(length=16, num_latents=7, batch_size=64, num_steps=200),
+        Rung(length=64, num_latents=31, batch_size=32, num_steps=250),
+        Rung(length=256, num_latents=64, batch_size=16, num_steps=300),
+        Rung(length=1_024, num_latents=64, batch_size=8, num_steps=200),
+      ),
+      windowed_rung=2,
+      window=64,
     ),
-    windowed_rung=2,
-    window=64,
     context_length=256,
     num_latents=128,
     width=128,
     num_layers=4,
-    train_steps=1_200,
-    scored_bytes=8_192,
+    train_steps=900,
+    scored_bytes=4_096,
     stride=64,
+    contexts=(32, 64, 128, 256),
+    latent_numbers=(32, 64, 128, 256),
+    strides=(128, 64, 32),
   ),
   'full': TextRecipe(
-    ladder=(
-      Rung(length=16, num_latents=7, batch_size=128, num_steps=500),
-      Rung(length=64, num_latents=31, batch_size=128, num_steps=500),
-      Rung(length=256, num_latents=127, batch_size=64, num_steps=500),
-      Rung(length=1_024, num_latents=256, batch_size=64, num_steps=1_000),
-      Rung(length=8_192, num_latents=512, batch_size=32, num_steps=2_000),
+    copy=CopyRecipe(
+      ladder=(
+        Rung(length=16, num_latents=7, batch_size=128, num_steps=500),
+        Rung(length=64, num_latents=31, batch_size=128, num_steps=500),
+        Rung(length=256, num_latents=127, batch_size=64, num_steps=500),
+        Rung(length=1_024, num_latents=256, batch_size=64, num_steps=1_000),
+        Rung(length=8_192, num_latents=512, batch_size=32, num_steps=2_000),
+      ),
+      windowed_rung=2,
+      window=64,
+      width=256,
+      num_layers=2,
     ),
-    windowed_rung=2,
-    window=64,
-    copy_width=256,
-    copy_layers=2,
     context_length=1_024,
     num_latents=512,
     width=512,
@@ -156,164 +149,25 @@ RECIPES = {
     matrix_learning_rate=0.01,
     scored_bytes=65_536,
     stride=64,
+    contexts=(64, 128, 256, 512, 1_024),
+    latent_numbers=(64, 128, 256, 512, 1_024),
+    strides=(512, 256, 128, 64),
   ),
 }
 RECIPES['paper'] = dataclasses.replace(
   RECIPES['full'],
-  # The paper's model and length; that one climbs there from shorter rungs is ours.
-  ladder=(
-    Rung(length=32, num_latents=15, batch_size=1024, num_steps=5_000),
-    Rung(length=1_024, num_latents=511, batch_size=1024, num_steps=5_000),
-    Rung(length=131_072, num_latents=1_024, batch_size=4096, num_steps=25_000),
-  ),
-  windowed_rung=1,
-  copy_width=0,
-)
-
-
-# The copy task.
-
-
-def copy_config(recipe: TextRecipe) -> PerceiverARConfig:
-  """Fixed sinusoidal positions, added, as the paper copies; `copy_width=0` is its model, with this vocabulary."""
-  if recipe.copy_width == 0:
-    paper = PerceiverARConfig.paper_copy()
-    adapter = dataclasses.replace(paper.input_adapter, num_embeddings=VOCAB_SIZE)
-    return dataclasses.replace(paper, input_adapter=adapter, num_outputs=VOCAB_SIZE)
-  layer = LayerConfig(num_heads=4, widening_factor=4, activation='squared_relu')
-  width = recipe.copy_width
-  return PerceiverARConfig(
-    input_adapter=EmbeddingAdapterConfig(
-      num_embeddings=VOCAB_SIZE, num_channels=width, position=SinusoidalPositions(num_channels=width)
+  # The paper's copying model, length, batch and steps; to climb there from shorter rungs, and Muon, are ours.
+  copy=CopyRecipe(
+    ladder=(
+      Rung(length=32, num_latents=15, batch_size=1_024, num_steps=5_000),
+      Rung(length=1_024, num_latents=511, batch_size=1_024, num_steps=5_000),
+      Rung(length=131_072, num_latents=1_024, batch_size=4_096, num_steps=25_000),
     ),
-    num_latents=recipe.ladder[0].num_latents,
-    num_latent_channels=width,
-    num_outputs=VOCAB_SIZE,
-    num_self_attends=recipe.copy_layers,
-    cross_attend=layer,
-    self_attend=layer,
-  )
-
-
-def copy_model(recipe: TextRecipe, seed: int) -> PerceiverAR:
-  """With byte vectors that begin as long as the position vectors: 35 times shorter, no byte could be read for long."""
-  model = PerceiverAR(copy_config(recipe), rngs=nnx.Rngs(seed))
-  embedding = model.input_adapter.embedding
-  embedding[...] = embedding[...] * (2**-0.5 / INITIAL_SCALE)
-  return model
-
-
-def copy_batch(length: int, batch_size: int, seed: int, step: int) -> dict[str, np.ndarray]:
-  """Start, length / 2 - 1 random bytes, the same bytes backwards, end: perceiver-ar `dataset.py`, `random_mirrored`.
-
-  'position' counts from the mirror, so that a byte and its copy lie at p and -p (as inputs) whatever the length, and a
-  rung can go on with the weights of the one before. The paper's own positions count from the start.
-  """
-  half = np.random.default_rng((seed, length, step)).integers(0, 256, (batch_size, length // 2 - 1)) + NUM_SPECIAL
-  ends = (np.full((batch_size, 1), token) for token in (BOS, EOS))
-  first, last = ends
-  position = np.arange(length, dtype=np.int32) - (length // 2 - 1)
-  return {
-    'ids': np.concatenate([first, half, half[:, ::-1], last], axis=1).astype(np.int32),
-    'position': np.tile(position[None, :, None], (batch_size, 1, 1)),
-  }
-
-
-def copy_batches(rung: Rung, seed: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-  return (copy_batch(rung.length, rung.batch_size, seed, step) for step in itertools.count(start_step))
-
-
-def copy_examples(ids: Int[Array, 'b l'], position: Int[Array, 'b l 1']) -> NextTokens:
-  """Targets are the second half, from the first copied byte to the end token."""
-  second = jnp.broadcast_to(jnp.arange(ids.shape[1]) >= ids.shape[1] // 2, ids.shape)
-  return next_tokens(ids, label_mask=second, position=position)
-
-
-def last_inputs(examples: NextTokens, window: int | None) -> NextTokens:
-  """Hides all but the last `window` inputs of a row. With a latent on each of them nothing is left but a Transformer.
-
-  A Perceiver AR whose context is its latents is a causal Transformer of one layer more than its self-attends.
-  """
-  if window is None:
-    return examples
-  valid = validity(examples.inputs)
-  valid = valid & (rank_from_end(valid) < window)
-  return dataclasses.replace(
-    examples, inputs=dataclasses.replace(examples.inputs, valid=valid), scored=examples.scored & valid
-  )
-
-
-@functools.lru_cache(maxsize=16)
-def copy_loss(num_latents: int, window: int | None = None) -> LossFn:
-  """Loss on random crops that end in the second half (perceiver-ar), with its z-loss of 1e-4."""
-
-  def loss_fn(model: PerceiverAR, batch: Mapping[str, Array], rngs: nnx.Rngs) -> tuple[Array, Mapping[str, Array]]:
-    examples = copy_examples(batch['ids'], batch['position'])
-    length = batch['ids'].shape[1]
-    policy = MinimumCrop(length=min(length // 2 + num_latents - 1, length - 1))
-    examples = last_inputs(random_crop(examples, policy, rngs.dropout()), window)
-    logits = model(examples.inputs, num_latents=num_latents, rngs=rngs)
-    return next_token_loss(logits, examples, z_loss=1e-4)
-
-  return loss_fn
-
-
-def copy_accuracy(
-  model: PerceiverAR, rung: Rung, seed: int, *, window: int | None = None, num_sequences: int = 16
-) -> tuple[Int[np.ndarray, 'd'], Float[np.ndarray, 'd']]:
-  """Distances between a byte and its copy, 1 3 5 ..., and the share of new sequences in which it is right at each.
-
-  A window slides byte by byte, so that every prediction sees all of it; else crops move on by the latents.
-  """
-  batch = copy_batch(rung.length, num_sequences, seed + 1_000_003, 0)
-  num_targets = rung.length // 2 - 1
-  step = rung.num_latents if window is None else 1
-  right = np.zeros((num_sequences, num_targets), bool)
-  for first in range(0, num_targets, step):
-    stop = min(first + step, num_targets)
-    predicted = np.asarray(_copied(model, batch, jnp.int32(rung.length // 2 - 1 + stop), rung.num_latents, window))
-    truth = batch['ids'][:, rung.length // 2 + first : rung.length // 2 + stop]
-    right[:, first:stop] = predicted[:, first - stop :] == truth
-  return 2 * np.arange(num_targets) + 1, right.mean(axis=0)
-
-
-@functools.partial(nnx.jit, static_argnums=(3, 4))
-def _copied(
-  model: PerceiverAR, batch: Mapping[str, Array], num_inputs: Int[Array, ''], num_latents: int, window: int | None
-) -> Int[Array, 'b n']:
-  """The likeliest next tokens at the last latents of the first `num_inputs` inputs."""
-  examples = copy_examples(batch['ids'], batch['position'])
-  shape = examples.targets.shape
-  kept = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32) < num_inputs, shape)
-  examples = last_inputs(dataclasses.replace(examples, inputs=dataclasses.replace(examples.inputs, valid=kept)), window)
-  return jnp.argmax(model(examples.inputs, num_latents=num_latents).values, axis=-1)
-
-
-def climb(
-  model: PerceiverAR,
-  rung: Rung,
-  recipe: TextRecipe,
-  seed: int,
-  *,
-  window: int | None = None,
-  checkpoint_dir: Path | None = None,
-) -> FitResult:
-  """Trains one rung from the weights of the model; with a window, the windowed Transformer in the same steps."""
-  settings = {'task': 'copy', 'recipe': recipe, 'rung': rung, 'window': window}
-  return fit(
-    model,
-    copy_loss(rung.num_latents, window),
-    lambda step: copy_batches(rung, seed, step),
-    optimizer=muon_and_adam(recipe, rung.num_steps),
-    num_steps=rung.num_steps,
-    seed=seed,
-    checkpoint_dir=checkpoint_dir,
-    checkpoint_every=rung.num_steps if checkpoint_dir else None,
-    fingerprint=checkpoints.fingerprint(**settings) if checkpoint_dir else None,
-  )
-
-
-# The language model.
+    windowed_rung=1,
+    window=64,
+    width=0,
+  ),
+)
 
 
 def language_config(recipe: TextRecipe) -> PerceiverARConfig:
@@ -326,39 +180,6 @@ def language_config(recipe: TextRecipe) -> PerceiverARConfig:
     vocabulary_size=VOCAB_SIZE,
     dropout=recipe.dropout,
   )
-
-
-def muon_and_adam(recipe: TextRecipe, num_steps: int) -> optax.GradientTransformation:
-  """Muon (Jordan 2024; optax) for matrices inside layers, Adam for tables, head, biases and scales; to zero linearly.
-
-  Both warm up over a twentieth of the steps. Muon's step has the same size in all directions of a matrix.
-  """
-  warmup = max(1, num_steps // 20)
-
-  def schedule(peak: float) -> optax.Schedule:
-    down = optax.linear_schedule(peak, 0.0, num_steps - warmup + 1)
-    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), down], [warmup])
-
-  return optax.chain(
-    optax.clip_by_global_norm(1.0),
-    optax.contrib.muon(
-      schedule(recipe.matrix_learning_rate),
-      adam_learning_rate=schedule(recipe.learning_rate),
-      adam_b2=0.98,
-      muon_weight_dimension_numbers=_matrices_inside,
-    ),
-  )
-
-
-def _matrices_inside(params: Any) -> Any:
-  """Which parameters Muon turns: kernels of the layers, neither the byte table nor the head."""
-
-  def dimensions(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
-    names = {str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path}
-    inside = leaf.ndim == 2 and names.isdisjoint({'embedding', 'head'})
-    return optax.contrib.MuonDimensionNumbers() if inside else None
-
-  return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 @functools.lru_cache(maxsize=16)
@@ -396,7 +217,11 @@ def train_language_model(
     model,
     language_loss(recipe.num_latents),
     crops.batches,
-    optimizer=muon_and_adam(recipe, recipe.train_steps),
+    optimizer=muon_and_adam(
+      recipe.train_steps,
+      learning_rate=recipe.learning_rate,
+      matrix_learning_rate=recipe.matrix_learning_rate,
+    ),
     num_steps=recipe.train_steps,
     seed=seed,
     evaluate=evaluate,
@@ -411,7 +236,7 @@ def train_language_model(
   )
 
 
-def texts_as_ids(documents: Documents, num_bytes: int | None = None) -> list[Int[np.ndarray, 'l']]:
+def texts_as_ids(documents: Documents, num_bytes: int | None = None) -> list[Int[np.ndarray, '_']]:
   """Every document, or its first bytes, as ids."""
   texts = (np.frombuffer(documents[index]['text'], np.uint8)[:num_bytes] for index in range(len(documents)))
   return [ByteTokenizer.ids(text) for text in texts]
@@ -419,7 +244,7 @@ def texts_as_ids(documents: Documents, num_bytes: int | None = None) -> list[Int
 
 def bits_of(
   model: PerceiverAR,
-  documents: Sequence[Int[np.ndarray, 'l']],
+  documents: Sequence[Int[np.ndarray, '_']],
   recipe: TextRecipe,
   *,
   stride: int,
@@ -445,7 +270,7 @@ def baselines(train: bytes, test: bytes, *, max_order: int = 6) -> dict[str, flo
 
 
 def by_context(
-  model: PerceiverAR, documents: Sequence[Int[np.ndarray, 'l']], recipe: TextRecipe, lengths: Sequence[int]
+  model: PerceiverAR, documents: Sequence[Int[np.ndarray, '_']], recipe: TextRecipe, lengths: Sequence[int]
 ) -> dict[int, float]:
   """Bits a byte where no prediction sees more than so many bytes, at the same number of scored bytes a window."""
   stride = min(lengths) // 2
@@ -458,7 +283,7 @@ def by_context(
 
 
 def by_latents(
-  model: PerceiverAR, documents: Sequence[Int[np.ndarray, 'l']], recipe: TextRecipe, numbers: Sequence[int]
+  model: PerceiverAR, documents: Sequence[Int[np.ndarray, '_']], recipe: TextRecipe, numbers: Sequence[int]
 ) -> dict[int, tuple[float, float]]:
   """Bits a byte, and milliseconds a call on one window, for other numbers of latents than the model learned with.
 
@@ -468,24 +293,41 @@ def by_latents(
   window = Tokens(values=jnp.asarray(documents[0][: recipe.context_length])[None])
   for number in numbers:
     score = bits_of(model, documents, recipe, stride=stride, num_latents=number)
-    results[number] = score.bits_per_byte, 1e3 * median_seconds(lambda n=number: _logits(model, window, n))
+    results[number] = score.bits_per_byte, 1e3 * median_seconds(lambda n=number: outputs(model, window, n))
   return results
 
 
 def bits_of_each_byte(model: PerceiverAR, text: UInt8[np.ndarray, 'm'], num_latents: int) -> Float[np.ndarray, 'n']:
   """-log2 p of the last `num_latents` bytes of a text, each given all before it."""
   examples = next_tokens(jnp.asarray(ByteTokenizer.ids(text))[None])
-  logits = _logits(model, examples.inputs, num_latents)
+  logits = outputs(model, examples.inputs, num_latents)
   nats = cross_entropy(logits.values, at_latents(examples.targets, logits), reduction='none')
   return np.asarray(nats[0]) / np.log(2)
 
 
 @functools.partial(nnx.jit, static_argnums=2)
-def _logits(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Tokens:
+def outputs(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Tokens:
+  """The model's outputs, compiled."""
   return model(inputs, num_latents=num_latents)
 
 
-# Generation.
+def surprise_figure(text: str, bits: Float[np.ndarray, 'n'], *, title: str, per_line: int = 64) -> Figure:
+  """A text whose characters stand on a background as dark as the bits they cost."""
+  with theme.use_theme():
+    lines = -(-len(bits) // per_line)
+    figure = theme.new_figure(0.3 * lines + 1.0, title=title)
+    axes = figure.add_subplot()
+    cells = np.full(lines * per_line, np.nan)
+    cells[: len(bits)] = bits
+    drawn = axes.imshow(cells.reshape(lines, per_line), cmap='Blues', vmin=0, vmax=10, aspect='auto')
+    for index, (character, cost) in enumerate(zip(text, bits, strict=True)):
+      symbol, (y, x) = {'\n': '↵'}.get(character, character), divmod(index, per_line)
+      colour = 'white' if cost > 6 else 'black'
+      axes.text(x, y, symbol, family='monospace', fontsize=9, color=colour, ha='center', va='center')
+    theme.hide_ticks(axes)
+    figure.colorbar(drawn, ax=axes, label='bits', extend='max', pad=0.01)
+  return theme.describe(figure, f'{title}. {bits.mean():.2f} bits a byte on average, {bits.max():.1f} at most.')
+
 
 BYTES_ONLY = np.arange(VOCAB_SIZE)[None] >= NUM_SPECIAL
 """`allowed` of `generation.stream`: a text holds no special token."""
