@@ -82,7 +82,7 @@ RECIPES = {
   'smoke': TextRecipe(
     train_steps=4, comparison_steps=2, question_steps=2, long_steps=2, shapes=((4, 16), (8, 8)), length=64,
     batch_size=4, radius=3, num_byte_channels=4, num_channels=16, num_latents=4, num_latent_channels=16, num_layers=1,
-    long_batch_size=1, num_test_windows=32,
+    long_batch_size=1, num_test_windows=64,
   ),
   'demo': TextRecipe(
     train_steps=1_000, comparison_steps=80, question_steps=60, long_steps=16, shapes=((16, 256), (48, 128), (64, 104))
@@ -201,6 +201,8 @@ def evaluation_set(
   Every hidden byte is asked for. Batches also hold the raw 'bytes', for the baselines.
   """
   windows = Windows(documents, length)
+  if min(num_windows, len(windows)) < batch_size:
+    raise ValueError(f'Evaluation needs a whole batch of {batch_size} windows; got {min(num_windows, len(windows))}.')
   chosen = np.linspace(0, len(windows) - 1, min(num_windows, len(windows)) // batch_size * batch_size).astype(np.int64)
   batches = []
   for number, rows in enumerate(chosen.reshape(-1, batch_size)):
