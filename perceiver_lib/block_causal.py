@@ -1,8 +1,8 @@
 """Self-attention of T x S latents that computes only the pairs the rule allows, and the stack of layers made of it.
 
-Latents lie timestep by timestep, so the rule is a lower triangle of blocks: a scan runs over its block pairs, forward and
-backward, and keeps nothing but the output and the log-sum-exp. The published sketch of the unified model built the whole
-(T S) x (T S) matrix, ran out of memory, and left the latents unmasked, which lets the future into the past.
+Latents lie timestep by timestep, so the rule is a lower triangle of blocks: a scan runs over its block pairs, forward
+and backward, and keeps nothing but the output and the log-sum-exp. The published sketch of the unified model built the
+whole (T S) x (T S) matrix, ran out of memory, and left the latents unmasked, which lets the future into the past.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The latents of all timesteps ask the same question, so the inputs of a timestep are summed up once, as a
 `PartialSoftmax`, and a log-sum-exp prefix over timesteps makes of these what each timestep may know: S x M logits
-instead of T x S x M / 2, and three small arrays a timestep that generation keeps as its cache. Memory does not grow with
-the input: the backward pass keeps the maxima and makes each chunk's keys and values again.
+instead of T x S x M / 2, and three small arrays a timestep that generation keeps as its cache. Memory does not grow
+with the input: the backward pass keeps the maxima and makes each chunk's keys and values again.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _allowed_rows(q: Array, sources: Sources, num_timesteps: int, window: int | 
 
 
 def first_segment_time(window: int | None) -> int:
-  """With a window, timesteps before the first one are kept apart, because step 0 may see some of them and step 1 not."""
+  """With a window, timesteps before the first are kept apart, because step 0 may see some of them and step 1 not."""
   return 0 if window is None else 1 - window
 
 
@@ -328,7 +328,7 @@ def known(partials: PartialSoftmax, *, num_timesteps: int, window: int | None) -
       part = _delayed(power, covered)
       total, covered = part if total is None else combined(total, part), covered + size
     power, size = combined(power, _delayed(power, size)), 2 * size
-  return combined(source, jax.tree.map(lambda x: x[:, -num_timesteps:], total))
+  return combined(source, jax.tree.map(lambda x: x[:, x.shape[1] - num_timesteps :], total))
 
 
 def summed(partials: PartialSoftmax) -> PartialSoftmax:

@@ -1,9 +1,9 @@
 """The unified model: Perceiver IO and Perceiver AR as one, causal in all three attentions.
 
-S latents stand at each of T timesteps. Latents of a timestep read every input up to it, see every latent up to it, and
-answer queries from it on: one rule, `tokens.may_attend`, in encoder, processor and decoder. One timestep is Perceiver IO;
-latents that sit on the last inputs, with an identity decoder, are Perceiver AR. The idea is V. Yeevani's sketch,
-"Combining Perceiver IO and Perceiver AR" (2024), which left the processor unmasked and so let the future leak.
+S latents stand at each of T timesteps. Latents of a timestep read every input up to it, see every latent up to it,
+and answer queries from it on: one rule, `tokens.may_attend`, in encoder, processor and decoder. One timestep is
+Perceiver IO; latents that sit on the last inputs, with an identity decoder, are Perceiver AR. The idea is V. Yeevani's
+sketch, "Combining Perceiver IO and Perceiver AR" (2024), which left the processor unmasked and so let the future leak.
 """
 
 from __future__ import annotations
