@@ -340,6 +340,11 @@ def step_flops(model: nnx.Module, read: ReadText, batch: Batch) -> int:
   )
 
 
+@functools.cache
+def _probabilities(read: ReadText) -> Callable:
+  return jax.jit(lambda model, batch: jax.nn.softmax(read(model, batch)))
+
+
 def fill_in(model: PerceiverIO, read: ReadText, text: str, hidden: str) -> tuple[str, Float[np.ndarray, 'o']]:
   """The text with the bytes of `hidden`, at its last occurrence, as the model fills them in, and how sure it is.
 
@@ -352,7 +357,7 @@ def fill_in(model: PerceiverIO, read: ReadText, text: str, hidden: str) -> tuple
   ids, valid = ByteTokenizer().batch([text], length=read.span)
   places = np.arange(start, start + len(hidden.encode()), dtype=np.int32)[None]
   ids[0, places[0]] = MASK
-  probabilities = np.asarray(jax.nn.softmax(read(model, {'ids': ids, 'valid': valid, 'places': places})[0]))
+  probabilities = np.asarray(_probabilities(read)(model, {'ids': ids, 'valid': valid, 'places': places})[0])
   best = probabilities.argmax(-1)
   ids[0, places[0]] = best
   return ByteTokenizer().decode(ids[0][valid[0]]), probabilities[np.arange(len(best)), best]

@@ -121,6 +121,13 @@ def train_questions(
   )
 
 
+def spread(passages: Mapping[str, np.ndarray], *, num_batches: int, batch_size: int) -> list[dict[str, np.ndarray]]:
+  """Batches of passages from evenly spread places of a split, which lies in the order of the plays."""
+  count = len(passages['bytes'])
+  rows = np.linspace(0, count - 1, min(num_batches, max(1, count // batch_size)) * batch_size).astype(np.int64)
+  return [{key: value[chosen] for key, value in passages.items()} for chosen in rows.reshape(-1, batch_size)]
+
+
 def question_scores(
   model: PerceiverIO, passages: Sequence[Mapping[str, np.ndarray]], recipe: TextRecipe
 ) -> dict[str, float]:
