@@ -71,7 +71,7 @@ RECIPES = {
     train_steps=4, ablation_steps=2, size=16, num_latents=4, num_latent_channels=16, num_layers=1, num_bands=4,
     num_queries=64, held_out_pairs=8, batch_size=4, num_cross_heads=2,
   ),
-  'demo': FlowRecipe(train_steps=1_500, ablation_steps=150),
+  'demo': FlowRecipe(train_steps=1_500, ablation_steps=40, num_latent_channels=64, held_out_pairs=256),
   'full': FlowRecipe(
     train_steps=100_000, ablation_steps=20_000, num_latents=256, num_latent_channels=256, num_layers=12,
     num_queries=1_024, batch_size=64, learning_rate=1e-3,
