@@ -47,6 +47,7 @@ class ImageRecipe:
     train_steps: of the main training, and patch_train_steps of the same model on 2x2 patches.
     layout_steps: of the ViT and the CNN; comparison_steps: of each short training that compares variants.
     num_latents, num_latent_channels, num_layers: of the main model.
+    num_variants: how many variants are compared.
     num_train_examples: take only so many training images, None = all.
   """
 
@@ -57,6 +58,7 @@ class ImageRecipe:
   num_latents: int = 32
   num_latent_channels: int = 64
   num_layers: int = 3
+  num_variants: int = 6
   num_train_examples: int | None = None
   batch_size: int = 32
   learning_rate: float = 3e-3
@@ -66,7 +68,7 @@ RECIPES = {
   'smoke': ImageRecipe(
     train_steps=4, patch_train_steps=4, layout_steps=3,
     comparison_steps=3, num_latents=4, num_latent_channels=16, num_layers=1,
-    num_train_examples=200
+    num_variants=2, num_train_examples=200
   ),
   'demo': ImageRecipe(train_steps=3_000, patch_train_steps=6_000, layout_steps=600, comparison_steps=300),
   'full': ImageRecipe(
