@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.images import load_images
 from perceiver_lib.data.loading import ArraySource, stack, training_batches
 from perceiver_lib.experiments.environment import environment_stamp
-from perceiver_lib.experiments.files import project_root, write_json
+from perceiver_lib.experiments.files import project_root, read_json, write_json
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.image_baselines import SmallCNN, SmallViT
@@ -99,7 +100,7 @@ def image_perceiver(
 def image_classifier_loss(forward: Callable[[nnx.Module, Array], Array], *, augment: bool = True) -> Callable:
   """Cross-entropy of `forward(model, images)`, with a random turn, zoom, shear and shift drawn inside the step."""
 
-  def loss_fn(model: nnx.Module, batch: Arrays, rngs: nnx.Rngs) -> tuple[Array, dict[str, Array]]:
+  def loss_fn(model: nnx.Module, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> tuple[Array, dict[str, Array]]:
     images = jnp.asarray(batch['image'])
     if augment:
       images = random_affine(
@@ -276,6 +277,21 @@ def seed_study(profile: str, seeds: Sequence[int] = (0, 1, 2)) -> Iterator[dict[
     for seed in seeds:
       record = main_training(data, recipe=RECIPES[profile], seed=seed, patch_size=patch_size, progress='silent')
       yield {'profile': profile} | record | {name: stamp[name] for name in ('device', 'commit') if name in stamp}
+
+
+def seed_summary() -> str:
+  """What `figures/01_seeds.json` holds, a line for pixels and one for patches: committed results, not this run's."""
+  records = read_json(project_root() / 'figures' / '01_seeds.json') or []
+  lines = []
+  for patch_size in sorted({record['patch_size'] for record in records}):
+    group = [record for record in records if record['patch_size'] == patch_size]
+    accuracies = sorted(record['test_accuracy'] for record in group)
+    what = 'single bytes' if patch_size == 1 else f'{patch_size}x{patch_size} patches'
+    lines.append(
+      f'{what:12}  median test accuracy {statistics.median(accuracies):.1f} % of {len(group)} seeds '
+      f'({accuracies[0]:.1f} to {accuracies[-1]:.1f}), {group[0]["train_steps"]:,} steps, {group[0]["device"]}'
+    )
+  return '\n'.join(lines) or 'figures/01_seeds.json is not there: python -m perceiver_lib.experiments.recipes.images'
 
 
 if __name__ == '__main__':
