@@ -106,7 +106,7 @@ def by_recomputation(model, history, num_steps, window, choose, inputs_of, queri
   """Nothing cached: where a window is full, its newest timesteps are all that is read from then on."""
 
   @jax.jit
-  def chosen(model, recent):
+  def chosen(model, recent, queries):
     count = recent.shape[1]
     latents = model.encode(inputs_of(recent), num_timesteps=count)
     if queries is None:
@@ -118,7 +118,7 @@ def by_recomputation(model, history, num_steps, window, choose, inputs_of, queri
   for _ in range(num_steps):
     if values.shape[1] - first > window.max_timesteps:
       first = values.shape[1] - window.num_kept
-    values = jnp.concatenate([values, chosen(model, values[:, first:])[:, None]], axis=1)
+    values = jnp.concatenate([values, chosen(model, values[:, first:], queries)[:, None]], axis=1)
   return values[:, history.shape[1] :]
 
 
