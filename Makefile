@@ -22,7 +22,7 @@ reproduce: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)
-	@$(RUN_PYTHON) -m pytest $(ARGS)
+	@$(RUN_PYTHON) -m pytest -n auto $(ARGS)
 
 lab: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib lab
