@@ -159,10 +159,14 @@ def test_garbage_in_later_and_invalid_inputs_leaves_earlier_outputs_bit_identica
   inputs = inputs_at(random.integers(0, 5, (BATCH, INPUTS)), frame_times)
   valid = jnp.asarray(random.random(frame_times.shape) > 0.3)
 
-  def output(values, position):
+  @jax.jit
+  def read_frames(values, position):
     frame = Tokens(values=values, position=position, time=inputs['pixels'].time, valid=valid)
     sources = reader.sources(inputs | {'pixels': frame})
-    return np.asarray(prefix_read(q, sources, num_timesteps=5, chunk_size=chunk_size))
+    return prefix_read(q, sources, num_timesteps=5, chunk_size=chunk_size)
+
+  def output(values, position):
+    return np.asarray(read_frames(values, position))
 
   reader = Reader()
   q = reader.queries(latents_of())
@@ -185,7 +189,7 @@ def test_attention_maps_are_the_same_for_every_chunk_size_and_sum_to_one():
     def run():
       return prefix_read(q, reader.sources(inputs), num_timesteps=3, window=2, chunk_size=chunk_size)
 
-    return capture_attention(run, **chosen)()[1]['']
+    return jax.jit(capture_attention(run, **chosen))()[1]['']
 
   dense, streamed = map_of(None), map_of(8)
   assert_close(streamed.weights, dense.weights)
