@@ -71,6 +71,19 @@ def publish_figures(arguments: argparse.Namespace) -> int:
   return errors.EXIT_OK
 
 
+def bench(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments.bench import harness
+  from perceiver_lib.experiments.bench.cases import CASES
+
+  if arguments.worker:
+    harness.work(CASES[arguments.cases[0]], arguments.worker)
+  elif arguments.list:
+    print('\n'.join(f'{name}\n  {case.title}\n  {", ".join(case.contenders)}' for name, case in CASES.items()))
+  else:
+    harness.measure_all(CASES, arguments.cases, rounds=arguments.rounds, out=arguments.out)
+  return errors.EXIT_OK
+
+
 def open_lab(arguments: argparse.Namespace) -> NoReturn:
   from perceiver_lib.experiments.environment import kernel_environment
 
@@ -116,6 +129,19 @@ def parser() -> argparse.ArgumentParser:
   ):
     one = command(name, function, purpose)
     one.add_argument('--run', type=Path, metavar='DIR', help='folder of the run (default: the newest in runs/)')
+
+  timing = command(
+    'bench',
+    bench,
+    'time this library and what else is installed, in turn',
+    'The other side: pip install -e ".[bench]", and for perceiver-io, which asks for an old Python:\n'
+    '  pip install --no-deps --ignore-requires-python perceiver-io==0.11.0',
+  )
+  timing.add_argument('cases', nargs='*', metavar='CASE', help='cases to measure (default: all)')
+  timing.add_argument('--list', action='store_true', help='list the cases and leave')
+  timing.add_argument('--rounds', type=int, default=5, help='timed calls of each contender, in turn (default 5)')
+  timing.add_argument('--out', type=Path, metavar='FILE', help='JSON to write; cases not measured now stay in it')
+  timing.add_argument('--worker', help=argparse.SUPPRESS)
 
   lab = command('lab', open_lab, 'open JupyterLab with the kernel and the settings of this environment')
   lab.add_argument('jupyter', nargs='*', metavar='ARGUMENT', help='passed on to JupyterLab, after --')

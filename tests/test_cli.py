@@ -27,7 +27,7 @@ def call(*arguments):
   return command_line.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize('command', ['list', 'reproduce', 'report', 'figures', 'lab'])
+@pytest.mark.parametrize('command', ['list', 'reproduce', 'report', 'figures', 'bench', 'lab'])
 def test_every_command_has_help(command, capsys):
   with pytest.raises(SystemExit) as stop:
     call(command, '--help')

@@ -119,26 +119,26 @@ def test_a_later_token_never_changes_the_cache_of_an_earlier_one():
   assert not np.allclose(one[3], two[3], atol=1e-3)
 
 
-def test_the_jacobian_of_the_cache_has_no_future():
+def test_the_jacobian_of_the_cache_has_no_future_and_no_padding():
   """Inputs as channels cannot be generated, so the derivative is taken with respect to the embedding of each token."""
   model, window = model_of(), LatentWindow(context_length=9, num_latents=6, num_start_latents=3)
   graphdef, params = nnx.split(model)
   sequence = np.arange(VOCABULARY, dtype=np.int32)  # every id once, so that an id is a place
 
-  def outputs(params):
+  def outputs(params, prompt_valid):
     model = nnx.merge(graphdef, params)
-    cache, logits = model.start(Tokens(values=jnp.asarray(sequence[None, :4])), window, room=3)
-    found = [logits]
-    for token in sequence[4:]:
-      cache, logits = model.step(cache, Tokens(values=jnp.full((1, 1), token)))
-      found.append(logits)
-    return jnp.concatenate(found).sum(-1)
+    prompt = Tokens(values=jnp.asarray(sequence[None, :4]), valid=prompt_valid[None])
+    cache, logits = model.start(prompt, window, room=3)
+    step = lambda cache, token: model.step(cache, Tokens(values=token[None, None]))  # noqa: E731
+    _, later = jax.lax.scan(step, cache, jnp.asarray(sequence[4:]))
+    return jnp.concatenate([logits[None], later])[:, 0].sum(-1)
 
-  embedding = jax.jit(jax.jacrev(outputs))(params)['input_adapter']['embedding']
-  jacobian = np.abs(np.asarray(embedding[...])).max(-1)
-  for place in range(4):
-    assert (jacobian[place, 4 + place :] == 0).all()
-    assert (jacobian[place, : 4 + place] > 0).all()
+  jacobian_of = jax.jit(lambda *arguments: jax.jacrev(outputs)(*arguments)['input_adapter']['embedding'][...])
+  for prompt_valid in ([1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 0, 1]):
+    jacobian = np.abs(np.asarray(jacobian_of(params, np.array(prompt_valid, bool)))).max(-1)
+    allowed = (np.arange(VOCABULARY) < 4 + np.arange(4)[:, None]) & np.array([*prompt_valid, 1, 1, 1], bool)
+    assert (jacobian[~allowed] == 0).all()
+    assert (jacobian[allowed] > 0).all()
 
 
 def test_stream_seed_and_chunks():

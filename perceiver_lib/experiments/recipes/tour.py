@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig, num_parameters
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.experiments.environment import kernel_environment
+from perceiver_lib.experiments.environment import kernel_environment, peak_bytes
 from perceiver_lib.experiments.notebooks import discover
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
@@ -200,22 +200,6 @@ def measure(num_bytes: int) -> dict[str, float]:
     'dense_temporary_megabytes': dense.memory_analysis().temp_size_in_bytes / 1e6,
     'seconds': seconds,
   }
-
-
-def peak_bytes() -> int:
-  """The most memory this process has held.
-
-  Linux gives it by /proc: the `ru_maxrss` of a process also counts what its parent held when it started it, which in a
-  notebook would be the kernel's.
-  """
-  try:
-    status = Path('/proc/self/status').read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith('VmHWM'))
-  except (OSError, StopIteration):
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def measure_in_fresh_process(log2_bytes: int) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""What a user would pick instead, timed in turn with this library: `python -m perceiver_lib bench`."""

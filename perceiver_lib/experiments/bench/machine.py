@@ -1,0 +1,45 @@
+"""The machine's own limit: one large matrix product, to which everything else can be compared."""
+
+from __future__ import annotations
+
+from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+
+SIZE = 2_048
+
+
+def _jax(dtype: str) -> Call:
+  import jax
+  import jax.numpy as jnp
+
+  a = jax.random.normal(jax.random.key(0), (SIZE, SIZE), dtype)
+  product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+
+  def call() -> None:
+    product(a).block_until_ready()
+
+  return call
+
+
+def _torch() -> Call:
+  import torch
+
+  a = torch.randn(SIZE, SIZE)
+
+  def call() -> None:
+    torch.matmul(a, a)
+
+  return call
+
+
+CASES = {
+  'matmul': Case(
+    title=f'one product of two {SIZE} x {SIZE} matrices',
+    contenders={
+      'JAX, float32': Contender(build=lambda: _jax('float32')),
+      'JAX, bfloat16 to float32': Contender(build=lambda: _jax('bfloat16'), note='operands bfloat16, sums float32'),
+      'PyTorch, float32': Contender(build=_torch, package='torch'),
+    },
+    amount=2 * SIZE**3 / 1e9,
+    unit='GFLOP',
+  ),
+}

@@ -1,0 +1,157 @@
+"""Perceiver IO at published sizes, against Hugging Face's PyTorch port (`modeling_perceiver.py`).
+
+Hugging Face runs without its default dropout, as ours does.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+from perceiver_lib.experiments.bench.steps import (
+  forward_call,
+  random_weights,
+  torch_forward_call,
+  torch_train_call,
+  train_call,
+)
+
+LENGTH = 2_048
+FLOW_SHAPE = (368, 496)
+IMAGE_SIZE = 224
+
+
+def _language(train: bool) -> Call:
+  import jax.numpy as jnp
+  import numpy as np
+  from flax import nnx
+
+  from perceiver_lib.losses import cross_entropy
+  from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+  from perceiver_lib.tokens import Tokens
+
+  weights = random_weights(lambda: PerceiverIO(PerceiverIOConfig.paper_language('bytes'), rngs=nnx.Rngs(0)))
+  ids = jnp.asarray(np.random.default_rng(0).integers(6, 262, (1, LENGTH)), jnp.int32)
+  tokens = Tokens(values=ids, position=jnp.arange(LENGTH, dtype=jnp.int32)[None, :, None])
+  if train:
+    return train_call(*weights, lambda model, tokens: cross_entropy(model(tokens), tokens.values), tokens)
+  return forward_call(*weights, lambda model, tokens: model(tokens), tokens)
+
+
+def _language_hugging_face(train: bool) -> Call:
+  import torch
+  from transformers import PerceiverConfig, PerceiverForMaskedLM
+
+  model = PerceiverForMaskedLM(PerceiverConfig(attention_probs_dropout_prob=0.0))
+  ids = torch.randint(6, 262, (1, LENGTH))
+  if train:
+    return torch_train_call(model, lambda: model(inputs=ids, labels=ids).loss)
+  return torch_forward_call(model, lambda: model(inputs=ids))
+
+
+def _image(train: bool) -> Call:
+  import jax.numpy as jnp
+  import numpy as np
+  from flax import nnx
+
+  from perceiver_lib.losses import cross_entropy
+  from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+  from perceiver_lib.positions import grid
+  from perceiver_lib.tokens import Tokens
+
+  weights = random_weights(lambda: PerceiverIO(PerceiverIOConfig.paper_imagenet('fourier'), rngs=nnx.Rngs(0)))
+  shape = (IMAGE_SIZE, IMAGE_SIZE)
+  values = np.random.default_rng(0).uniform(-1, 1, (1, IMAGE_SIZE**2, 3))
+  tokens = Tokens(values=jnp.asarray(values, jnp.float32), position=jnp.asarray(grid(shape))[None])
+  label = jnp.zeros((1, 1), jnp.int32)
+  if train:
+    return train_call(*weights, lambda model, tokens: cross_entropy(model(tokens), label), tokens)
+  return forward_call(*weights, lambda model, tokens: model(tokens), tokens)
+
+
+def _image_hugging_face(train: bool) -> Call:
+  import torch
+  from transformers import PerceiverConfig, PerceiverForImageClassificationFourier
+
+  config = PerceiverConfig(
+    num_latents=512, d_latents=1024, d_model=261, num_blocks=8, num_self_attends_per_block=6,
+    num_self_attention_heads=8, num_cross_attention_heads=1, num_labels=1000, attention_probs_dropout_prob=0.0,
+  )  # fmt: skip
+  model = PerceiverForImageClassificationFourier(config)
+  image, label = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE), torch.zeros(1, dtype=torch.long)
+  if train:
+    return torch_train_call(model, lambda: model(inputs=image, labels=label).loss)
+  return torch_forward_call(model, lambda: model(inputs=image))
+
+
+def _flow() -> Call:
+  import jax.numpy as jnp
+  import numpy as np
+  from flax import nnx
+
+  from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+  from perceiver_lib.positions import grid
+  from perceiver_lib.tokens import Tokens
+
+  weights = random_weights(lambda: PerceiverIO(PerceiverIOConfig.paper_flow('large'), rngs=nnx.Rngs(0)))
+  num_pixels = FLOW_SHAPE[0] * FLOW_SHAPE[1]
+  values = np.random.default_rng(0).uniform(-1, 1, (1, num_pixels, 54))
+  tokens = Tokens(values=jnp.asarray(values, jnp.float32), position=jnp.asarray(grid(FLOW_SHAPE))[None])
+  return forward_call(*weights, lambda model, tokens: model(tokens, decode_chunk_size=num_pixels // 8), tokens)
+
+
+def _flow_hugging_face() -> Call:
+  import torch
+  from transformers import PerceiverConfig, PerceiverForOpticalFlow
+
+  config = PerceiverConfig(
+    num_latents=2_048, d_latents=512, d_model=322, num_blocks=1, num_self_attends_per_block=24,
+    num_self_attention_heads=16, num_cross_attention_heads=1, train_size=list(FLOW_SHAPE),
+    attention_probs_dropout_prob=0.0,
+  )  # fmt: skip
+  model = PerceiverForOpticalFlow(config)
+  pair = torch.rand(1, 2, 27, *FLOW_SHAPE) * 2 - 1
+  return torch_forward_call(model, lambda: model(inputs=pair))
+
+
+def _case(title: str, ours: functools.partial[Call], theirs: functools.partial[Call], amount: float, unit: str) -> Case:
+  hugging_face = Contender(build=theirs, package='torch+transformers')
+  return Case(
+    title=title,
+    contenders={'perceiver_lib': Contender(build=ours), 'Hugging Face': hugging_face},
+    amount=amount,
+    unit=unit,
+  )
+
+
+_LANGUAGE = 'language model on bytes, 201,108,230 parameters, batch 1, 2,048 bytes, float32'
+_IMAGE = 'ImageNet with Fourier features, 48,440,627 parameters, one image of 224 x 224, float32'
+_FLOW = 'optical flow, 41,057,134 parameters, one pair of 368 x 496, float32, forward'
+
+CASES = {
+  'language': _case(
+    f'{_LANGUAGE}, forward',
+    functools.partial(_language, False),
+    functools.partial(_language_hugging_face, False),
+    LENGTH,
+    'bytes',
+  ),
+  'language-train': _case(
+    f'{_LANGUAGE}, training step',
+    functools.partial(_language, True),
+    functools.partial(_language_hugging_face, True),
+    LENGTH,
+    'bytes',
+  ),
+  'image': _case(
+    f'{_IMAGE}, forward', functools.partial(_image, False), functools.partial(_image_hugging_face, False), 1, 'images'
+  ),
+  'image-train': _case(
+    f'{_IMAGE}, training step',
+    functools.partial(_image, True),
+    functools.partial(_image_hugging_face, True),
+    1,
+    'images',
+  ),
+  'flow': _case(_FLOW, functools.partial(_flow), functools.partial(_flow_hugging_face), 1, 'pairs'),
+}
