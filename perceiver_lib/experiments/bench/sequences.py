@@ -159,8 +159,8 @@ CASES = {
     unit='tokens',
   ),
   'ar-copy-131072': Case(
-    title=f"Perceiver AR at the context of the paper's copy task, {COPY_CONTEXT:,} tokens with {COPY_LATENTS:,} latents "
-    f'and {NUM_LAYERS} self-attends, at width {COPY_CHANNELS} instead of 1,024: training step, batch 1, float32',
+    title=f"Perceiver AR at the context of the paper's copy task, {COPY_CONTEXT:,} tokens with {COPY_LATENTS:,} "
+    f'latents and {NUM_LAYERS} self-attends, width {COPY_CHANNELS} instead of 1,024: training step, batch 1, float32',
     contenders={
       'perceiver_lib': Contender(build=functools.partial(_train, COPY_CONTEXT, COPY_CHANNELS, COPY_LATENTS)),
       'lucidrains': Contender(
