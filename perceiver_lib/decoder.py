@@ -69,6 +69,19 @@ class TiedOutput(nnx.Module):
     return input_adapter.attend(channels) + self.bias[...][None, None]
 
 
+def output_head(kind: str, num_channels: int, num_outputs: int, rngs: nnx.Rngs) -> TiedOutput | Linear:
+  """The final projection by name: 'linear', 'zeros' or 'tied', as in `DecoderConfig`."""
+  if kind == 'tied':
+    return TiedOutput(num_outputs)
+  zeros = {'kernel_init': nnx.initializers.zeros_init()} if kind == 'zeros' else {}
+  return Linear(num_channels, num_outputs, **zeros, rngs=rngs)
+
+
+def scores(head: TiedOutput | Linear, input_adapter, channels: Float[Array, 'b o f']) -> Float[Array, 'b o e']:
+  """The final projection of channels; a tied one borrows the embedding of the input adapter."""
+  return head(input_adapter, channels) if isinstance(head, TiedOutput) else head(channels)
+
+
 class Decoder(nnx.Module):
   """Queries -> channels -> one cross-attention to the latents -> final projection."""
 
@@ -80,13 +93,7 @@ class Decoder(nnx.Module):
     self.cross_attend = CrossAttention(
       config.cross_attend, num_query_channels=width, num_input_channels=num_latent_channels, rngs=rngs
     )
-    if config.output == 'tied':
-      self.output = TiedOutput(config.num_outputs)
-    elif config.output == 'none':
-      self.output = None
-    else:
-      zeros = {'kernel_init': nnx.initializers.zeros_init()} if config.output == 'zeros' else {}
-      self.output = Linear(width, config.num_outputs, **zeros, rngs=rngs)
+    self.output = None if config.output == 'none' else output_head(config.output, width, config.num_outputs, rngs)
 
   def default_queries(self, inputs: Tokens | Mapping[str, Tokens], batch_size: int) -> Tokens | Mapping[str, Tokens]:
     """What is asked where nothing is said: every learned query, or every input."""
@@ -140,12 +147,7 @@ class Decoder(nnx.Module):
       chunk = cleaned(chunk)
       with named('decoder'):
         read = self.cross_attend(dataclasses.replace(chunk, values=adapter(chunk)), latents, rngs=rngs)
-      if self.output is None:
-        outputs = read.values
-      elif isinstance(self.output, TiedOutput):
-        outputs = self.output(input_adapter, read.values)
-      else:
-        outputs = self.output(read.values)
+      outputs = read.values if self.output is None else scores(self.output, input_adapter, read.values)
       return zero_invalid(outputs, chunk.valid)
 
     num_queries = queries.num_tokens

@@ -19,6 +19,7 @@ from perceiver_lib.attention import KeyValueReader, read
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.caching import LatentWindow, TokenCache
 from perceiver_lib.capture import named
+from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.linear import Linear
 from perceiver_lib.models import perceiver_ar_cached
 from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, rank_from_end, validity
@@ -183,16 +184,6 @@ class PerceiverARConfig:
     )
 
 
-class TiedHead(nnx.Module):
-  """Scores of an embedding table, and a bias."""
-
-  def __init__(self, num_outputs: int):
-    self.bias = nnx.Param(jnp.zeros((num_outputs,)))
-
-  def __call__(self, adapter, channels: Float[Array, 'b n d']) -> Float[Array, 'b n e']:
-    return adapter.attend(channels) + self.bias[...][None, None]
-
-
 class PerceiverAR(nnx.Module):
   """Latents on the last inputs read the whole context once, causally, and predict what comes next."""
 
@@ -209,10 +200,7 @@ class PerceiverAR(nnx.Module):
       layer.attention.rotary = None
     self.blocks = nnx.List([block])
     self.output_norm = layer_norm(d, rngs)
-    if config.output == 'tied':
-      self.head = TiedHead(config.num_outputs)
-    else:
-      self.head = Linear(d, config.num_outputs, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+    self.head = output_head('zeros' if config.output == 'linear' else 'tied', d, config.num_outputs, rngs)
 
   @property
   def _num_rotary_layers(self) -> int:
@@ -247,8 +235,7 @@ class PerceiverAR(nnx.Module):
 
   def logits(self, latents: Float[Array, 'b n d']) -> Float[Array, 'b n e']:
     """The identity decoder: output norm and head."""
-    latents = self.output_norm(latents)
-    return self.head(self.input_adapter, latents) if isinstance(self.head, TiedHead) else self.head(latents)
+    return scores(self.head, self.input_adapter, self.output_norm(latents))
 
   def encode(
     self,

@@ -14,8 +14,7 @@ from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, Learne
 from perceiver_lib.attention import KeyValueReader, attend
 from perceiver_lib.blocks import LatentBlock, LayerConfig, SelfAttention, layer_norm
 from perceiver_lib.capture import named
-from perceiver_lib.decoder import TiedOutput
-from perceiver_lib.linear import Linear
+from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens, zero_invalid
 
@@ -106,9 +105,7 @@ class Transformer(nnx.Module):
       [LatentBlock(config.self_attend, num_channels=width, num_layers=config.num_layers, rngs=rngs)]
     )
     self.output_norm = layer_norm(width, rngs)
-    self.head = (
-      TiedOutput(config.num_outputs) if config.output == 'tied' else Linear(width, config.num_outputs, rngs=rngs)
-    )
+    self.head = output_head(config.output, width, config.num_outputs, rngs)
 
   def __call__(self, inputs: Tokens, *, rngs: nnx.Rngs | None = None) -> Float[Array, 'b m e']:
     """Outputs at every token, zero where it is not valid.
@@ -139,8 +136,7 @@ class Transformer(nnx.Module):
       for layer_index, layer in enumerate(self.blocks[0].layers):
         with named('processor', layer_index):
           tokens = windowed(layer, tokens, self.config.window // 2, rngs)
-    normed = self.output_norm(tokens.values)
-    outputs = self.head(self.input_adapter, normed) if isinstance(self.head, TiedOutput) else self.head(normed)
+    outputs = scores(self.head, self.input_adapter, self.output_norm(tokens.values))
     return zero_invalid(outputs, inputs.valid)
 
 

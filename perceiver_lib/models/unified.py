@@ -22,9 +22,8 @@ from perceiver_lib.attention import KeyValueReader, joined_times, read
 from perceiver_lib.block_causal import CausalLatentBlock, LatentAttention
 from perceiver_lib.blocks import CrossAttention, LayerConfig, layer_norm, pairs
 from perceiver_lib.capture import named
-from perceiver_lib.decoder import Decoder, DecoderConfig
+from perceiver_lib.decoder import Decoder, DecoderConfig, output_head, scores
 from perceiver_lib.linear import Linear
-from perceiver_lib.models.perceiver_ar import TiedHead
 from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, validity
 from perceiver_lib.prefix_read import prefix_read
 from perceiver_lib.streaming import cleaned
@@ -190,11 +189,8 @@ class UnifiedPerceiver(nnx.Module):
       self.decoder = Decoder(config.decoder, input_adapter=config.input_adapter, num_latent_channels=d, rngs=rngs)
     else:
       self.output_norm = layer_norm(d, rngs)
-      if config.decoder.output == 'tied':
-        self.head = TiedHead(config.decoder.num_outputs)
-      else:
-        zeros = nnx.initializers.zeros_init()
-        self.head = Linear(d, config.decoder.num_outputs, kernel_init=zeros, rngs=rngs)
+      kind = 'zeros' if config.decoder.output == 'linear' else 'tied'
+      self.head = output_head(kind, d, config.decoder.num_outputs, rngs)
 
   def encode(
     self,
@@ -327,8 +323,7 @@ class UnifiedPerceiver(nnx.Module):
     if queries is not None:
       raise ValueError('This model has an identity decoder, whose outputs are its latents; got queries.')
     channels = self.output_norm(latents.values)
-    tied = isinstance(self.head, TiedHead)
-    return dataclasses.replace(latents, values=self.head(self.input_adapter, channels) if tied else self.head(channels))
+    return dataclasses.replace(latents, values=scores(self.head, self.input_adapter, channels))
 
   def __call__(
     self,
