@@ -1,0 +1,344 @@
+"""How notebook 07 trains one Perceiver AR to continue and to harmonise chorales, measures it and lets it write.
+
+Every function takes arrays and returns arrays, numbers or a `FitResult`, so a GPU job can call it without the notebook.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from perceiver_lib import checkpoints, metrics
+from perceiver_lib.adapters import FactoredPositions
+from perceiver_lib.caching import LatentWindow
+from perceiver_lib.capture import capture_attention
+from perceiver_lib.data.chorales import ChoraleSource
+from perceiver_lib.data.loading import Transform, training_batches
+from perceiver_lib.experiments.recipes.muon import muon_and_adam
+from perceiver_lib.generation import generate
+from perceiver_lib.losses import cross_entropy
+from perceiver_lib.modalities import music
+from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.music_baselines import MusicScore
+from perceiver_lib.sequences import FullLatents, NextTokens, latent_targets, next_token_loss, next_tokens, random_crop
+from perceiver_lib.tokens import Tokens
+from perceiver_lib.training import FitResult, LossFn, fit
+
+Positions = Literal['score', 'index']
+Pieces = Mapping[str, np.ndarray]
+"""Whole pieces, as `perceiver_lib.data.chorales` reads them."""
+
+ORDERS: tuple[music.Order, ...] = ('interleaved', 'soprano_first')
+POSITION_TABLES = (512, music.NUM_VOICES, 12)
+"""Time steps, voices and steps in a bar that have a learned vector; the longest chorale has 388 steps."""
+MUSIC_ONLY = np.arange(music.VOCABULARY_SIZE)[None] >= music.REST
+"""`allowed` of `generation.generate`: pitches and rests, no end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MusicRecipe:
+  """Settings of one profile; those of `demo` were chosen on the validation tunes.
+
+  Attributes:
+    num_steps: of a training window, hence 4 num_steps tokens.
+    num_latents: the last so many of them.
+    stride: time steps that a window of an evaluation scores, at most num_latents / 4.
+    learning_rate: of Adam; `matrix_learning_rate` that of Muon, for the matrices inside the layers.
+    num_harmonised: opening of how many held-out tunes the model harmonises.
+  """
+
+  num_steps: int
+  num_latents: int
+  width: int
+  num_layers: int
+  num_heads: int = 4
+  dropout: float = 0.1
+  batch_size: int = 8
+  train_steps: int
+  learning_rate: float = 4e-3
+  matrix_learning_rate: float = 0.02
+  stride: int
+  num_harmonised: int = 16
+
+
+RECIPES = {
+  'smoke': MusicRecipe(
+    num_steps=16, num_latents=16, width=16, num_layers=1, num_heads=2,
+    batch_size=2, train_steps=2, stride=4, num_harmonised=2,
+  ),
+  'demo': MusicRecipe(num_steps=128, num_latents=128, width=128, num_layers=4, train_steps=800, stride=16),
+  'full': MusicRecipe(
+    num_steps=192, num_latents=384, width=256, num_layers=8, num_heads=8, dropout=0.3,
+    batch_size=64, train_steps=6_000, learning_rate=2e-3, matrix_learning_rate=0.01, stride=16, num_harmonised=57,
+  ),
+}  # fmt: skip
+
+
+def short(recipe: MusicRecipe, num_steps: int = 100) -> MusicRecipe:
+  """The recipe of a comparison: half the width and windows of a quarter."""
+  return dataclasses.replace(
+    recipe,
+    num_steps=recipe.num_steps // 4,
+    num_latents=recipe.num_latents // 2,
+    width=recipe.width // 2,
+    train_steps=min(num_steps, recipe.train_steps),
+    stride=min(recipe.stride, recipe.num_latents // 8),
+  )
+
+
+def music_config(recipe: MusicRecipe, positions: Positions = 'score') -> PerceiverARConfig:
+  """Ids of voices with their place in the score, or with their index in the sequence alone.
+
+  'score': vectors of the time step, the voice and the step in the bar are added to the ids, as perceiver-ar adds those
+  of row, column and channel of an image, and queries and keys rotate by the time step: what is one bar ago looks alike
+  everywhere. 'index': queries and keys rotate by the index, as in a model of text.
+  """
+  config = PerceiverARConfig.of_bytes(
+    num_channels=recipe.width,
+    num_latents=recipe.num_latents,
+    num_self_attends=recipe.num_layers,
+    num_heads=recipe.num_heads,
+    vocabulary_size=music.VOCABULARY_SIZE,
+    dropout=recipe.dropout,
+  )
+  if positions == 'index':
+    return config
+  tables = FactoredPositions(shape=POSITION_TABLES, num_channels=recipe.width)
+  return dataclasses.replace(config, input_adapter=dataclasses.replace(config.input_adapter, position=tables))
+
+
+def examples_of(batch: Mapping[str, Array | np.ndarray], positions: Positions = 'score') -> NextTokens:
+  """A batch of `music.tokens` as inputs and targets."""
+  ids, valid, scored, position = (jnp.asarray(batch[name]) for name in ('ids', 'valid', 'scored', 'position'))
+  return next_tokens(ids, valid=valid, label_mask=scored, position=position if positions == 'score' else None)
+
+
+@functools.lru_cache(maxsize=16)
+def music_loss(num_latents: int, positions: Positions = 'score') -> LossFn:
+  """Loss on random crops that fill every latent."""
+
+  def loss_fn(model: PerceiverAR, batch: Mapping, rngs: nnx.Rngs) -> tuple[Array, Mapping[str, Array]]:
+    examples = random_crop(examples_of(batch, positions), FullLatents(num_latents=num_latents), rngs.dropout())
+    return next_token_loss(model(examples.inputs, num_latents=num_latents, rngs=rngs), examples)
+
+  return loss_fn
+
+
+def windows_in_orders(num_steps: int, orders: Sequence[music.Order]) -> Transform:
+  """`music.training_windows`, an equal share of every batch in each of the orders."""
+  transforms = [music.training_windows(num_steps, order=order) for order in orders]
+
+  def transform(batch: Mapping[str, np.ndarray], random: np.random.Generator) -> dict[str, np.ndarray]:
+    shares = np.array_split(np.arange(len(batch['num_steps'])), len(transforms))
+    parts = [
+      of_order({name: array[rows] for name, array in batch.items()}, random)
+      for of_order, rows in zip(transforms, shares, strict=True)
+      if len(rows)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+  return transform
+
+
+def train_music(
+  model: PerceiverAR,
+  train: ChoraleSource,
+  validation: Pieces,
+  *,
+  recipe: MusicRecipe,
+  seed: int,
+  orders: Sequence[music.Order] = ORDERS,
+  positions: Positions = 'score',
+  evaluations: int = 4,
+  checkpoint_dir: Path | None = None,
+) -> FitResult:
+  """Random windows in random keys; the score of the validation tunes in every order `evaluations` times."""
+  transform = windows_in_orders(recipe.num_steps, orders)
+
+  def evaluate(trained: PerceiverAR) -> dict[str, float]:
+    settings = {'stride': recipe.num_latents // music.NUM_VOICES, 'positions': positions}
+    scores = {order: score_of(trained, validation, recipe, order, **settings) for order in orders}
+    return {f'{order}_nats_per_token': score.nats_per_token for order, score in scores.items()}
+
+  identity = {'recipe': recipe, 'orders': orders, 'positions': positions, 'evaluations': evaluations}
+  return fit(
+    model,
+    music_loss(recipe.num_latents, positions),
+    lambda step: training_batches(train, recipe.batch_size, seed=seed, start_step=step, transform=transform),
+    optimizer=muon_and_adam(
+      recipe.train_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    ),
+    num_steps=recipe.train_steps,
+    seed=seed,
+    evaluate=evaluate,
+    evaluate_every=max(1, recipe.train_steps // evaluations),
+    checkpoint_dir=checkpoint_dir,
+    checkpoint_every=max(1, recipe.train_steps // 4) if checkpoint_dir else None,
+    fingerprint=checkpoints.fingerprint(pieces=train.names, **identity) if checkpoint_dir else None,
+  )
+
+
+def score_of(
+  model: PerceiverAR,
+  pieces: Pieces,
+  recipe: MusicRecipe,
+  order: music.Order = 'interleaved',
+  *,
+  stride: int | None = None,
+  positions: Positions = 'score',
+  batch_size: int = 16,
+) -> MusicScore:
+  """Every id of whole pieces scored once. To harmonise, the model is given the whole soprano, however long."""
+  whole = int(pieces['num_steps'].max()) + 2
+  num_steps = recipe.num_steps if order == 'interleaved' else whole
+  windows = music.evaluation_windows(pieces, num_steps, stride=stride or recipe.stride, order=order)
+  del windows['piece']
+  count = len(windows['ids'])
+
+  def batches():
+    for first in range(0, count, batch_size):
+      rows = np.arange(first, first + batch_size)
+      batch = {name: array[np.minimum(rows, count - 1)] for name, array in windows.items()}
+      yield batch | {'example_valid': rows < count}
+
+  means = metrics.evaluate_dataset(model, _scored(recipe.num_latents, positions), batches())
+  return MusicScore(means['accuracy'], means['nats_per_token'])
+
+
+@functools.lru_cache(maxsize=16)
+def _scored(num_latents: int, positions: Positions):
+  def scored_nats(model: PerceiverAR, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    examples = examples_of(batch, positions)
+    logits = model(examples.inputs, num_latents=num_latents)
+    targets, scored = latent_targets(examples, logits)
+    nats = cross_entropy(logits.values, targets, valid=scored, reduction='none')
+    return {'nats_per_token': (nats, scored), 'accuracy': (metrics.correct(logits.values, targets), scored)}
+
+  return scored_nats
+
+
+def with_shuffled_prefix(inputs: Tokens, num_latents: int, *, seed: int, move_positions: bool) -> Tokens:
+  """What stands before the latents, in a random order of storage, with or without its positions."""
+  valid = np.asarray(inputs.valid)
+  order = np.tile(np.arange(valid.shape[1]), (len(valid), 1))
+  for row, exists in zip(order, valid, strict=True):
+    prefix = np.flatnonzero(exists)[:-num_latents]
+    row[prefix] = np.random.default_rng(seed).permutation(prefix)
+  ids, position = np.asarray(inputs.values), np.asarray(inputs.position)
+  moved = np.take_along_axis(position, order[..., None], axis=1) if move_positions else position
+  return dataclasses.replace(
+    inputs, values=jnp.asarray(np.take_along_axis(ids, order, axis=1)), position=jnp.asarray(moved)
+  )
+
+
+def bass_first(pieces: ChoraleSource) -> ChoraleSource:
+  """The same pieces with the voices upside down: a step is written bass, tenor, alto, soprano."""
+  flipped = {name: array[..., ::-1] for name, array in pieces.arrays.items() if name in ('pitch', 'onset')}
+  return ChoraleSource(pieces.arrays | flipped, pieces.names)
+
+
+@functools.partial(nnx.jit, static_argnums=2)
+def outputs(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Tokens:
+  """The model's outputs, compiled."""
+  return model(inputs, num_latents=num_latents)
+
+
+@functools.partial(nnx.jit, static_argnums=2)
+def influence(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Float[Array, 'n m']:
+  """How much each embedded input of one sequence moves each latent's logits: gradients of their sum of squares."""
+
+  def energies(embedded: Float[Array, 'b m c']) -> Float[Array, 'n']:
+    reader = nnx.clone(model)
+    reader.input_adapter = lambda tokens: tokens.values  # so that what has a derivative is the input
+    logits = reader(dataclasses.replace(inputs, values=embedded), num_latents=num_latents)
+    return jnp.square(logits.values[0]).sum(-1)
+
+  return jnp.abs(jax.jacrev(energies)(model.input_adapter(inputs))[:, 0]).sum(-1)
+
+
+@functools.partial(nnx.jit, static_argnums=2)
+def read_weights(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Float[Array, 'b h n m']:
+  """Attention of the one cross-attend: which inputs each latent reads."""
+  _, maps = capture_attention(model)(inputs, num_latents=num_latents)
+  return maps['encoder.cross_attention.0'].weights
+
+
+def look_back(
+  weights: Float[np.ndarray, 'b h n m'], position: Int[np.ndarray, 'b m p'], time: Int[np.ndarray, 'b n'], steps: int
+) -> Float[np.ndarray, 'h voice steps']:
+  """Mean weight of a latent on each voice so many time steps before its own, for each head."""
+  b, h = weights.shape[:2]
+  at = position[np.arange(b)[:, None], time]
+  back = at[:, :, None, 0] - position[:, None, :, 0]
+  total = np.zeros((h, music.NUM_VOICES, steps))
+  for voice in range(music.NUM_VOICES):
+    for ago in range(steps):
+      chosen = (back == ago) & (position[:, None, :, 1] == voice)
+      total[:, voice, ago] = np.where(chosen[:, None], weights, 0).sum((0, 2, 3)) / time.size
+  return total
+
+
+def continue_piece(
+  model: PerceiverAR, pieces: Pieces, row: int, recipe: MusicRecipe, *, given_steps: int, num_steps: int, **sampling
+) -> Int[np.ndarray, 't 4']:
+  """The opening of a piece and what the model writes behind it, `num_steps` time steps in all; bars go on as there.
+
+  Args:
+    sampling: `sampler` and `seed` of `generation.generate`.
+  """
+  opening = _opening(pieces, np.array([row]), num_steps)
+  given = music.NUM_VOICES * (1 + given_steps)
+  batch = music.tokens(opening)
+  return _written(model, batch, given, recipe, 'interleaved', sampling)[0, 1:]
+
+
+def harmonise(
+  model: PerceiverAR, pieces: Pieces, rows: Int[np.ndarray, 'b'], recipe: MusicRecipe, *, num_steps: int, **sampling
+) -> Int[np.ndarray, 'b t 4']:
+  """The sopranos of the first `num_steps` time steps with alto, tenor and bass by the model."""
+  opening = _opening(pieces, rows, num_steps)
+  # Given are the soprano from START on, and START in the three other voices.
+  given = num_steps + 1 + music.NUM_VOICES - 1
+  batch = music.tokens(opening, 'soprano_first')
+  return _written(model, batch, given, recipe, 'soprano_first', sampling)[:, 1:]
+
+
+def original(pieces: Pieces, rows: Int[np.ndarray, 'b'], num_steps: int) -> Int[np.ndarray, 'b t 4']:
+  """What Bach wrote in the first time steps."""
+  return _opening(pieces, rows, num_steps)['ids'][:, 1:]
+
+
+def _opening(pieces: Pieces, rows: np.ndarray, num_steps: int) -> music.Score:
+  shortest = int(pieces['num_steps'][rows].min())
+  if num_steps > shortest:
+    raise ValueError(f'The shortest of these pieces has {shortest} time steps; got num_steps={num_steps}.')
+  whole = music.score({name: array[rows] for name, array in pieces.items()})
+  return {name: array[:, : num_steps + 1] for name, array in whole.items()}
+
+
+def _written(model, batch, given: int, recipe: MusicRecipe, order: music.Order, sampling) -> np.ndarray:
+  ids, total = batch['ids'], batch['ids'].shape[1]
+  window = LatentWindow(
+    context_length=max(total, recipe.num_latents),
+    num_latents=recipe.num_latents,
+    num_start_latents=recipe.num_latents // 2,
+  )
+  new = generate(
+    model,
+    ids[:, :given],
+    window=window,
+    num_tokens=total - given,
+    positions=batch['position'],
+    allowed=MUSIC_ONLY,
+    **sampling,
+  )
+  return music.grid_of(np.concatenate([ids[:, :given], new.tokens], axis=1), order)
