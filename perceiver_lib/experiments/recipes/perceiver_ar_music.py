@@ -61,7 +61,7 @@ class MusicRecipe:
   width: int
   num_layers: int
   num_heads: int = 4
-  dropout: float = 0.1
+  dropout: float = 0.0
   batch_size: int = 8
   train_steps: int
   learning_rate: float = 4e-3
@@ -83,13 +83,14 @@ RECIPES = {
 }  # fmt: skip
 
 
-def short(recipe: MusicRecipe, num_steps: int = 100) -> MusicRecipe:
-  """The recipe of a comparison: half the width and windows of a quarter."""
+def short(recipe: MusicRecipe, num_steps: int = 250) -> MusicRecipe:
+  """The recipe of a comparison: half the width and two layers, windows of a quarter."""
   return dataclasses.replace(
     recipe,
     num_steps=recipe.num_steps // 4,
     num_latents=recipe.num_latents // 2,
     width=recipe.width // 2,
+    num_layers=min(recipe.num_layers, 2),
     train_steps=min(num_steps, recipe.train_steps),
     stride=min(recipe.stride, recipe.num_latents // 8),
   )
@@ -226,6 +227,13 @@ def _scored(num_latents: int, positions: Positions):
   return scored_nats
 
 
+def long_windows(pieces: Pieces, recipe: MusicRecipe, count: int) -> dict[str, np.ndarray]:
+  """The first windows of an evaluation that hold more than twice as many tokens as there are latents."""
+  windows = music.evaluation_windows(pieces, recipe.num_steps, stride=recipe.num_latents // music.NUM_VOICES)
+  rows = np.flatnonzero(windows['valid'].sum(axis=1) > 2 * recipe.num_latents)[:count]
+  return {name: array[rows] for name, array in windows.items()}
+
+
 def with_shuffled_prefix(inputs: Tokens, num_latents: int, *, seed: int, move_positions: bool) -> Tokens:
   """What stands before the latents, in a random order of storage, with or without its positions."""
   valid = np.asarray(inputs.valid)
@@ -295,7 +303,7 @@ def continue_piece(
   Args:
     sampling: `sampler` and `seed` of `generation.generate`.
   """
-  opening = _opening(pieces, np.array([row]), num_steps)
+  opening = opening_of(pieces, np.array([row]), num_steps)
   given = music.NUM_VOICES * (1 + given_steps)
   batch = music.tokens(opening)
   return _written(model, batch, given, recipe, 'interleaved', sampling)[0, 1:]
@@ -305,19 +313,15 @@ def harmonise(
   model: PerceiverAR, pieces: Pieces, rows: Int[np.ndarray, 'b'], recipe: MusicRecipe, *, num_steps: int, **sampling
 ) -> Int[np.ndarray, 'b t 4']:
   """The sopranos of the first `num_steps` time steps with alto, tenor and bass by the model."""
-  opening = _opening(pieces, rows, num_steps)
+  opening = opening_of(pieces, rows, num_steps)
   # Given are the soprano from START on, and START in the three other voices.
   given = num_steps + 1 + music.NUM_VOICES - 1
   batch = music.tokens(opening, 'soprano_first')
   return _written(model, batch, given, recipe, 'soprano_first', sampling)[:, 1:]
 
 
-def original(pieces: Pieces, rows: Int[np.ndarray, 'b'], num_steps: int) -> Int[np.ndarray, 'b t 4']:
-  """What Bach wrote in the first time steps."""
-  return _opening(pieces, rows, num_steps)['ids'][:, 1:]
-
-
-def _opening(pieces: Pieces, rows: np.ndarray, num_steps: int) -> music.Score:
+def opening_of(pieces: Pieces, rows: Int[np.ndarray, 'b'], num_steps: int) -> music.Score:
+  """What Bach wrote: START and the first time steps."""
   shortest = int(pieces['num_steps'][rows].min())
   if num_steps > shortest:
     raise ValueError(f'The shortest of these pieces has {shortest} time steps; got num_steps={num_steps}.')
