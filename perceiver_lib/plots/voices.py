@@ -21,7 +21,6 @@ def voice_maps(
   label: str,
   x_label: str,
   marks: Sequence[tuple[int, int]] = (),
-  logarithmic: bool = False,
 ) -> Figure:
   """Matrices [4 voices, time steps], two panels a row; cells that are exactly zero stay hatched.
 
@@ -29,19 +28,15 @@ def voice_maps(
     panels: {caption: values, none below zero}.
     label: the quantity, beside the colour scale.
     marks: (voice, time step) of a cell marked in each panel, such as the one that is predicted.
-    logarithmic: the colour scale.
 
   Raises:
     ValueError: if a panel has another number of voices, or nothing is above zero.
   """
   from matplotlib import colormaps
-  from matplotlib.colors import LogNorm, Normalize
 
   values = np.concatenate([np.ravel(panel) for panel in panels.values()])
   if any(np.ndim(panel) != 2 or len(panel) != len(VOICE_NAMES) for panel in panels.values()) or not values.max() > 0:
     raise ValueError('voice_maps needs matrices [4 voices, steps] with something above zero.')
-  low, high = (values[values > 0].min() if logarithmic else 0.0), values.max()
-  norm = LogNorm(low, high) if logarithmic else Normalize(low, high)
   with theme.use_theme():
     rows = -(-len(panels) // 2)
     figure = theme.new_figure(0.9 + 1.5 * rows, title=title)
@@ -51,9 +46,10 @@ def voice_maps(
     for axes, (caption, panel) in zip(grid.ravel(), panels.items(), strict=False):
       axes.patch.set(hatch='///', edgecolor=theme.GREY, facecolor='white')
       colours = colormaps[theme.SEQUENTIAL].with_extremes(bad=(0, 0, 0, 0))
-      drawn = axes.imshow(np.ma.masked_equal(panel, 0), cmap=colours, norm=norm, aspect='auto')
+      drawn = axes.imshow(np.ma.masked_equal(panel, 0), cmap=colours, vmin=0, vmax=values.max(), aspect='auto')
       for voice, step in marks:
-        axes.text(step, voice, '?', ha='center', va='center', fontweight='bold', color=theme.VERMILLION)
+        box = {'facecolor': 'white', 'edgecolor': theme.VERMILLION, 'boxstyle': 'circle'}
+        axes.text(step, voice, '?', ha='center', va='center', fontweight='bold', color=theme.VERMILLION, bbox=box)
       axes.set(title=caption, yticks=range(len(VOICE_NAMES)), yticklabels=VOICE_NAMES)
       axes.locator_params(axis='x', integer=True)
     figure.supxlabel(x_label, fontsize=10)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.experiments.profiles import PROFILES
+from perceiver_lib.experiments.recipes import music_probes as probes
 from perceiver_lib.experiments.recipes import perceiver_ar_music as recipe_of
-from perceiver_lib.experiments.recipes.counterpoint import counterpoint
 from perceiver_lib.generation import Sampler
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR
-from tests.support import STREAMED, as_users_call, assert_close
+from tests.support import STREAMED, assert_close
 
-SMOKE = recipe_of.RECIPES['smoke']
+SMOKE = dataclasses.replace(recipe_of.RECIPES['smoke'], num_steps=16, num_latents=16)
 
 
 @pytest.fixture(scope='module')
@@ -38,12 +36,7 @@ def pieces() -> ChoraleSource:
 
 @pytest.fixture(scope='module')
 def model() -> PerceiverAR:
-  model = PerceiverAR(recipe_of.music_config(SMOKE), rngs=nnx.Rngs(0))
-  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-  keys = jax.random.split(jax.random.key(0), len(leaves))
-  moved = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-  nnx.update(model, jax.tree.unflatten(structure, moved))
-  return model
+  return probes.random_model(SMOKE, 0)
 
 
 def test_an_untrained_model_costs_the_logarithm_of_the_vocabulary(pieces):
@@ -90,19 +83,19 @@ def test_gradients_know_what_each_order_makes_known(pieces, model):
   for order in recipe_of.ORDERS:
     score = {name: array[:1, :6] for name, array in music.score(pieces.arrays).items()}
     batch = music.tokens(score, order)
-    gradient = np.asarray(recipe_of.influence(model, recipe_of.examples_of(batch).inputs, 23))
+    gradient = np.asarray(probes.influence(model, recipe_of.examples_of(batch).inputs, 23))
     np.testing.assert_array_equal(gradient > 0, np.tril(np.ones((23, 23), bool)))
 
 
 def test_a_prefix_in_another_order_is_the_same_prefix_if_its_positions_move_along(pieces, model):
-  batch = recipe_of.long_windows(pieces.arrays, dataclasses.replace(SMOKE, num_steps=24), count=2)
+  batch = probes.long_windows(pieces.arrays, dataclasses.replace(SMOKE, num_steps=24), count=2)
   inputs = recipe_of.examples_of(batch).inputs
   plain, moved, stayed = (
     recipe_of.outputs(model, changed, 16).values
     for changed in (
       inputs,
-      recipe_of.with_shuffled_prefix(inputs, 16, seed=1, move_positions=True),
-      recipe_of.with_shuffled_prefix(inputs, 16, seed=1, move_positions=False),
+      probes.with_shuffled_prefix(inputs, 16, seed=1, move_positions=True),
+      probes.with_shuffled_prefix(inputs, 16, seed=1, move_positions=False),
     )
   )
   assert_close(moved, plain, STREAMED)
@@ -110,11 +103,11 @@ def test_a_prefix_in_another_order_is_the_same_prefix_if_its_positions_move_alon
 
 
 def test_weights_by_voice_and_time_sum_to_the_share_that_is_near(pieces, model):
-  batch = recipe_of.long_windows(pieces.arrays, SMOKE, count=2)
+  batch = probes.long_windows(pieces.arrays, SMOKE, count=2)
   inputs = recipe_of.examples_of(batch).inputs
-  weights = np.asarray(recipe_of.read_weights(model, inputs, 16))
+  weights = np.asarray(probes.read_weights(model, inputs, 16))
   time = np.asarray(recipe_of.outputs(model, inputs, 16).time)
-  back = recipe_of.look_back(weights, np.asarray(inputs.position), time, 16)
+  back = probes.look_back(weights, np.asarray(inputs.position), time, 16)
   assert back.shape == (2, 4, 16)
   np.testing.assert_allclose(back.sum((1, 2)), 1, rtol=1e-5)
   # The newest step's bass is known to a latent on the bass alone: a quarter of the latents.
@@ -141,9 +134,16 @@ def test_a_piece_that_is_too_short_is_refused(pieces):
 
 
 def test_upside_down_is_the_same_music(pieces):
-  flipped = recipe_of.bass_first(pieces)
-  np.testing.assert_array_equal(flipped.arrays['pitch'][..., 0], pieces.arrays['pitch'][..., 3])
-  np.testing.assert_array_equal(recipe_of.bass_first(flipped).arrays['onset'], pieces.arrays['onset'])
+  flipped = recipe_of.bass_first(pieces.arrays)
+  np.testing.assert_array_equal(flipped['pitch'][..., 0], pieces.arrays['pitch'][..., 3])
+  np.testing.assert_array_equal(recipe_of.bass_first(flipped)['onset'], pieces.arrays['onset'])
+
+
+def test_plain_indices_say_where_a_token_stands_and_nothing_else(pieces):
+  batch = music.tokens(music.score(pieces.arrays))
+  position = np.asarray(recipe_of.examples_of(batch, 'index').inputs.position)
+  np.testing.assert_array_equal(position[1, :, 0], np.arange(position.shape[1]))
+  assert not position[..., 1:].any() and position.shape[-1] == 3
 
 
 def test_a_teacher_marks_chords_crossings_and_parallels():
@@ -152,13 +152,13 @@ def test_a_teacher_marks_chords_crossings_and_parallels():
     return music.encode(pitch, np.ones(pitch.shape, bool)), np.arange(len(chords))[None] * 2
 
   # C major to D major with all voices a step up: four of six pairs are no fifth or octave, two are.
-  marks = counterpoint(*score((72, 67, 64, 48), (74, 69, 66, 50)))
+  marks = probes.counterpoint(*score((72, 67, 64, 48), (74, 69, 66, 50)))
   assert marks == {'chords': 100, 'crossings': 0, 'parallels': pytest.approx(100 * 2 / 6)}
   # C E G with F and F sharp; the tenor above the alto; nothing moves in parallel.
-  marks = counterpoint(*score((72, 64, 67, 60), (72, 67, 66, 53)))
+  marks = probes.counterpoint(*score((72, 64, 67, 60), (72, 67, 66, 53)))
   assert marks == {'chords': 50, 'crossings': 50, 'parallels': 0}
   rests = np.full((1, 3, 4), music.REST)
-  assert counterpoint(rests, np.zeros((1, 3), int)) == {'chords': 0, 'crossings': 0, 'parallels': 0}
+  assert probes.counterpoint(rests, np.zeros((1, 3), int)) == {'chords': 0, 'crossings': 0, 'parallels': 0}
 
 
 def test_every_profile_has_settings_that_fit_together():
@@ -168,10 +168,3 @@ def test_every_profile_has_settings_that_fit_together():
       assert settings.num_latents <= 4 * settings.num_steps
       assert max(settings.stride, settings.num_latents // 4) < settings.num_steps
     assert recipe.stride <= recipe.num_latents // 4
-
-
-def test_positions_in_the_score_need_integers_of_three_axes(pieces, model):
-  batch = music.tokens(music.score(pieces.arrays)) | {'position': np.zeros((3, 156, 2), np.int32)}
-  with as_users_call(), pytest.raises(ValueError, match='3 axes'):
-    jax.eval_shape(lambda: recipe_of.outputs(model, recipe_of.examples_of(batch).inputs, 4).values)
-  assert jnp.issubdtype(recipe_of.examples_of(batch).inputs.position.dtype, jnp.integer)

@@ -14,11 +14,9 @@ from perceiver_lib.plots.voices import voice_maps
 def test_zero_is_empty_and_all_panels_share_a_scale():
   one = np.zeros((4, 6))
   one[2, 3] = 1e-3
-  figure = voice_maps(
-    {'a': one, 'b': 10 * one, 'c': one}, title='Maps', label='size', x_label='step', marks=[(1, 0)], logarithmic=True
-  )
+  figure = voice_maps({'a': one, 'b': 10 * one, 'c': one}, title='Maps', label='size', x_label='step', marks=[(1, 0)])
   images = [axes.images[0] for axes in figure.axes[:3]]
-  assert {image.get_clim() for image in images} == {(1e-3, 1e-2)}
+  assert {image.get_clim() for image in images} == {(0, 1e-2)}
   assert images[0].get_array().count() == 1
   assert [text.get_text() for text in figure.axes[0].texts] == ['?']
   assert 'a: tenor 3' in theme.alt_text(figure)

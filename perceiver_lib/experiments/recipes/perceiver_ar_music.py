@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from perceiver_lib import checkpoints, metrics
 from perceiver_lib.adapters import FactoredPositions
 from perceiver_lib.caching import LatentWindow
-from perceiver_lib.capture import capture_attention
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.data.loading import Transform, training_batches
 from perceiver_lib.experiments.recipes.muon import muon_and_adam
@@ -34,7 +32,7 @@ from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import FitResult, LossFn, fit
 
 Positions = Literal['score', 'index']
-Pieces = Mapping[str, np.ndarray]
+Pieces = dict[str, np.ndarray]
 """Whole pieces, as `perceiver_lib.data.chorales` reads them."""
 
 ORDERS: tuple[music.Order, ...] = ('interleaved', 'soprano_first')
@@ -72,7 +70,7 @@ class MusicRecipe:
 
 RECIPES = {
   'smoke': MusicRecipe(
-    num_steps=16, num_latents=16, width=16, num_layers=1, num_heads=2,
+    num_steps=40, num_latents=64, width=16, num_layers=1, num_heads=2,
     batch_size=2, train_steps=2, stride=4, num_harmonised=2,
   ),
   'demo': MusicRecipe(num_steps=128, num_latents=128, width=128, num_layers=4, train_steps=800, stride=16),
@@ -83,7 +81,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-def short(recipe: MusicRecipe, num_steps: int = 250) -> MusicRecipe:
+def short(recipe: MusicRecipe, num_steps: int = 400) -> MusicRecipe:
   """The recipe of a comparison: half the width and two layers, windows of a quarter."""
   return dataclasses.replace(
     recipe,
@@ -96,12 +94,12 @@ def short(recipe: MusicRecipe, num_steps: int = 250) -> MusicRecipe:
   )
 
 
-def music_config(recipe: MusicRecipe, positions: Positions = 'score') -> PerceiverARConfig:
-  """Ids of voices with their place in the score, or with their index in the sequence alone.
+def music_config(recipe: MusicRecipe) -> PerceiverARConfig:
+  """Ids of voices with their place in the score.
 
-  'score': vectors of the time step, the voice and the step in the bar are added to the ids, as perceiver-ar adds those
-  of row, column and channel of an image, and queries and keys rotate by the time step: what is one bar ago looks alike
-  everywhere. 'index': queries and keys rotate by the index, as in a model of text.
+  Vectors of the time step, the voice and the step in the bar are added to the ids, as perceiver-ar adds those of row,
+  column and channel of an image; queries and keys also rotate by the time step, so that one bar ago looks alike
+  everywhere.
   """
   config = PerceiverARConfig.of_bytes(
     num_channels=recipe.width,
@@ -111,16 +109,22 @@ def music_config(recipe: MusicRecipe, positions: Positions = 'score') -> Perceiv
     vocabulary_size=music.VOCABULARY_SIZE,
     dropout=recipe.dropout,
   )
-  if positions == 'index':
-    return config
   tables = FactoredPositions(shape=POSITION_TABLES, num_channels=recipe.width)
   return dataclasses.replace(config, input_adapter=dataclasses.replace(config.input_adapter, position=tables))
 
 
 def examples_of(batch: Mapping[str, Array | np.ndarray], positions: Positions = 'score') -> NextTokens:
-  """A batch of `music.tokens` as inputs and targets."""
+  """A batch of `music.tokens` as inputs and targets.
+
+  Args:
+    positions: 'score' = (time step, voice, step in bar) of each token; 'index' = its place in the sequence and nothing
+      else, (place, 0, 0).
+  """
   ids, valid, scored, position = (jnp.asarray(batch[name]) for name in ('ids', 'valid', 'scored', 'position'))
-  return next_tokens(ids, valid=valid, label_mask=scored, position=position if positions == 'score' else None)
+  if positions == 'index':
+    place = jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :, None]
+    position = jnp.broadcast_to(place * jnp.array([1, 0, 0], jnp.int32), position.shape)
+  return next_tokens(ids, valid=valid, label_mask=scored, position=position)
 
 
 @functools.lru_cache(maxsize=16)
@@ -227,72 +231,15 @@ def _scored(num_latents: int, positions: Positions):
   return scored_nats
 
 
-def long_windows(pieces: Pieces, recipe: MusicRecipe, count: int) -> dict[str, np.ndarray]:
-  """The first windows of an evaluation that hold more than twice as many tokens as there are latents."""
-  windows = music.evaluation_windows(pieces, recipe.num_steps, stride=recipe.num_latents // music.NUM_VOICES)
-  rows = np.flatnonzero(windows['valid'].sum(axis=1) > 2 * recipe.num_latents)[:count]
-  return {name: array[rows] for name, array in windows.items()}
-
-
-def with_shuffled_prefix(inputs: Tokens, num_latents: int, *, seed: int, move_positions: bool) -> Tokens:
-  """What stands before the latents, in a random order of storage, with or without its positions."""
-  valid = np.asarray(inputs.valid)
-  order = np.tile(np.arange(valid.shape[1]), (len(valid), 1))
-  for row, exists in zip(order, valid, strict=True):
-    prefix = np.flatnonzero(exists)[:-num_latents]
-    row[prefix] = np.random.default_rng(seed).permutation(prefix)
-  ids, position = np.asarray(inputs.values), np.asarray(inputs.position)
-  moved = np.take_along_axis(position, order[..., None], axis=1) if move_positions else position
-  return dataclasses.replace(
-    inputs, values=jnp.asarray(np.take_along_axis(ids, order, axis=1)), position=jnp.asarray(moved)
-  )
-
-
-def bass_first(pieces: ChoraleSource) -> ChoraleSource:
+def bass_first(pieces: Pieces) -> Pieces:
   """The same pieces with the voices upside down: a step is written bass, tenor, alto, soprano."""
-  flipped = {name: array[..., ::-1] for name, array in pieces.arrays.items() if name in ('pitch', 'onset')}
-  return ChoraleSource(pieces.arrays | flipped, pieces.names)
+  return pieces | {name: pieces[name][..., ::-1] for name in ('pitch', 'onset')}
 
 
 @functools.partial(nnx.jit, static_argnums=2)
 def outputs(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Tokens:
   """The model's outputs, compiled."""
   return model(inputs, num_latents=num_latents)
-
-
-@functools.partial(nnx.jit, static_argnums=2)
-def influence(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Float[Array, 'n m']:
-  """How much each embedded input of one sequence moves each latent's logits: gradients of their sum of squares."""
-
-  def energies(embedded: Float[Array, 'b m c']) -> Float[Array, 'n']:
-    reader = nnx.clone(model)
-    reader.input_adapter = lambda tokens: tokens.values  # so that what has a derivative is the input
-    logits = reader(dataclasses.replace(inputs, values=embedded), num_latents=num_latents)
-    return jnp.square(logits.values[0]).sum(-1)
-
-  return jnp.abs(jax.jacrev(energies)(model.input_adapter(inputs))[:, 0]).sum(-1)
-
-
-@functools.partial(nnx.jit, static_argnums=2)
-def read_weights(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Float[Array, 'b h n m']:
-  """Attention of the one cross-attend: which inputs each latent reads."""
-  _, maps = capture_attention(model)(inputs, num_latents=num_latents)
-  return maps['encoder.cross_attention.0'].weights
-
-
-def look_back(
-  weights: Float[np.ndarray, 'b h n m'], position: Int[np.ndarray, 'b m p'], time: Int[np.ndarray, 'b n'], steps: int
-) -> Float[np.ndarray, 'h voice steps']:
-  """Mean weight of a latent on each voice so many time steps before its own, for each head."""
-  b, h = weights.shape[:2]
-  at = position[np.arange(b)[:, None], time]
-  back = at[:, :, None, 0] - position[:, None, :, 0]
-  total = np.zeros((h, music.NUM_VOICES, steps))
-  for voice in range(music.NUM_VOICES):
-    for ago in range(steps):
-      chosen = (back == ago) & (position[:, None, :, 1] == voice)
-      total[:, voice, ago] = np.where(chosen[:, None], weights, 0).sum((0, 2, 3)) / time.size
-  return total
 
 
 def continue_piece(
