@@ -140,8 +140,8 @@ def test_upside_down_is_the_same_music(pieces):
 
 
 def test_plain_indices_say_where_a_token_stands_and_nothing_else(pieces):
-  batch = music.tokens(music.score(pieces.arrays))
-  position = np.asarray(recipe_of.examples_of(batch, 'index').inputs.position)
+  transform = recipe_of.windows_in_orders(16, ('interleaved',), 'index')
+  position = transform(pieces.arrays, np.random.default_rng(0))['position']
   np.testing.assert_array_equal(position[1, :, 0], np.arange(position.shape[1]))
   assert not position[..., 1:].any() and position.shape[-1] == 3
 

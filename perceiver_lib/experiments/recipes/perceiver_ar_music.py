@@ -113,32 +113,31 @@ def music_config(recipe: MusicRecipe) -> PerceiverARConfig:
   return dataclasses.replace(config, input_adapter=dataclasses.replace(config.input_adapter, position=tables))
 
 
-def examples_of(batch: Mapping[str, Array | np.ndarray], positions: Positions = 'score') -> NextTokens:
-  """A batch of `music.tokens` as inputs and targets.
-
-  Args:
-    positions: 'score' = (time step, voice, step in bar) of each token; 'index' = its place in the sequence and nothing
-      else, (place, 0, 0).
-  """
+def examples_of(batch: Mapping[str, Array | np.ndarray]) -> NextTokens:
+  """A batch of `music.tokens` as inputs and targets."""
   ids, valid, scored, position = (jnp.asarray(batch[name]) for name in ('ids', 'valid', 'scored', 'position'))
-  if positions == 'index':
-    place = jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :, None]
-    position = jnp.broadcast_to(place * jnp.array([1, 0, 0], jnp.int32), position.shape)
   return next_tokens(ids, valid=valid, label_mask=scored, position=position)
 
 
+def with_plain_indices(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The batch with the place of each token in the sequence as its position, and nothing else: (place, 0, 0)."""
+  position = np.zeros_like(batch['position'])
+  position[..., 0] = np.arange(position.shape[1])
+  return {**batch, 'position': position}
+
+
 @functools.lru_cache(maxsize=16)
-def music_loss(num_latents: int, positions: Positions = 'score') -> LossFn:
+def music_loss(num_latents: int) -> LossFn:
   """Loss on random crops that fill every latent."""
 
   def loss_fn(model: PerceiverAR, batch: Mapping, rngs: nnx.Rngs) -> tuple[Array, Mapping[str, Array]]:
-    examples = random_crop(examples_of(batch, positions), FullLatents(num_latents=num_latents), rngs.dropout())
+    examples = random_crop(examples_of(batch), FullLatents(num_latents=num_latents), rngs.dropout())
     return next_token_loss(model(examples.inputs, num_latents=num_latents, rngs=rngs), examples)
 
   return loss_fn
 
 
-def windows_in_orders(num_steps: int, orders: Sequence[music.Order]) -> Transform:
+def windows_in_orders(num_steps: int, orders: Sequence[music.Order], positions: Positions = 'score') -> Transform:
   """`music.training_windows`, an equal share of every batch in each of the orders."""
   transforms = [music.training_windows(num_steps, order=order) for order in orders]
 
@@ -149,7 +148,8 @@ def windows_in_orders(num_steps: int, orders: Sequence[music.Order]) -> Transfor
       for of_order, rows in zip(transforms, shares, strict=True)
       if len(rows)
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return with_plain_indices(joined) if positions == 'index' else joined
 
   return transform
 
@@ -167,7 +167,7 @@ def train_music(
   checkpoint_dir: Path | None = None,
 ) -> FitResult:
   """Random windows in random keys; the score of the validation tunes in every order `evaluations` times."""
-  transform = windows_in_orders(recipe.num_steps, orders)
+  transform = windows_in_orders(recipe.num_steps, orders, positions)
 
   def evaluate(trained: PerceiverAR) -> dict[str, float]:
     settings = {'stride': recipe.num_latents // music.NUM_VOICES, 'positions': positions}
@@ -177,7 +177,7 @@ def train_music(
   identity = {'recipe': recipe, 'orders': orders, 'positions': positions, 'evaluations': evaluations}
   return fit(
     model,
-    music_loss(recipe.num_latents, positions),
+    music_loss(recipe.num_latents),
     lambda step: training_batches(train, recipe.batch_size, seed=seed, start_step=step, transform=transform),
     optimizer=muon_and_adam(
       recipe.train_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
@@ -207,6 +207,8 @@ def score_of(
   num_steps = recipe.num_steps if order == 'interleaved' else whole
   windows = music.evaluation_windows(pieces, num_steps, stride=stride or recipe.stride, order=order)
   del windows['piece']
+  if positions == 'index':
+    windows = with_plain_indices(windows)
   count = len(windows['ids'])
 
   def batches():
@@ -215,14 +217,14 @@ def score_of(
       batch = {name: array[np.minimum(rows, count - 1)] for name, array in windows.items()}
       yield batch | {'example_valid': rows < count}
 
-  means = metrics.evaluate_dataset(model, _scored(recipe.num_latents, positions), batches())
+  means = metrics.evaluate_dataset(model, _scored(recipe.num_latents), batches())
   return MusicScore(means['accuracy'], means['nats_per_token'])
 
 
 @functools.lru_cache(maxsize=16)
-def _scored(num_latents: int, positions: Positions):
+def _scored(num_latents: int):
   def scored_nats(model: PerceiverAR, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    examples = examples_of(batch, positions)
+    examples = examples_of(batch)
     logits = model(examples.inputs, num_latents=num_latents)
     targets, scored = latent_targets(examples, logits)
     nats = cross_entropy(logits.values, targets, valid=scored, reduction='none')
