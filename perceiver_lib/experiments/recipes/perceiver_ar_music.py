@@ -166,11 +166,12 @@ def train_music(
   evaluations: int = 4,
   checkpoint_dir: Path | None = None,
 ) -> FitResult:
-  """Random windows in random keys; the score of the validation tunes in every order `evaluations` times."""
+  """Random windows in random keys; the score of such windows of the validation tunes `evaluations` times."""
   transform = windows_in_orders(recipe.num_steps, orders, positions)
 
   def evaluate(trained: PerceiverAR) -> dict[str, float]:
-    settings = {'stride': recipe.num_latents // music.NUM_VOICES, 'positions': positions}
+    stride = recipe.num_latents // music.NUM_VOICES
+    settings = {'num_steps': recipe.num_steps, 'stride': stride, 'positions': positions}
     scores = {order: score_of(trained, validation, recipe, order, **settings) for order in orders}
     return {f'{order}_nats_per_token': score.nats_per_token for order, score in scores.items()}
 
@@ -198,13 +199,19 @@ def score_of(
   recipe: MusicRecipe,
   order: music.Order = 'interleaved',
   *,
+  num_steps: int | None = None,
   stride: int | None = None,
   positions: Positions = 'score',
   batch_size: int = 16,
 ) -> MusicScore:
-  """Every id of whole pieces scored once. To harmonise, the model is given the whole soprano, however long."""
-  whole = int(pieces['num_steps'].max()) + 2
-  num_steps = recipe.num_steps if order == 'interleaved' else whole
+  """Every id of whole pieces scored once.
+
+  Args:
+    num_steps: of a window; None = the recipe's, or to harmonise whole pieces, so that all of the soprano is given.
+    stride: time steps that a window scores; None = the recipe's.
+  """
+  if num_steps is None:
+    num_steps = recipe.num_steps if order == 'interleaved' else int(pieces['num_steps'].max()) + 2
   windows = music.evaluation_windows(pieces, num_steps, stride=stride or recipe.stride, order=order)
   del windows['piece']
   if positions == 'index':
