@@ -81,16 +81,17 @@ RECIPES = {
 }  # fmt: skip
 
 
-def short(recipe: MusicRecipe, num_steps: int = 400) -> MusicRecipe:
-  """The recipe of a comparison: half the width and two layers, windows of a quarter."""
+def short(recipe: MusicRecipe, train_steps: int = 400) -> MusicRecipe:
+  """The recipe of a comparison: half the width, two layers, windows of a quarter, half of them latents."""
+  num_steps = recipe.num_steps // 4
   return dataclasses.replace(
     recipe,
-    num_steps=recipe.num_steps // 4,
-    num_latents=recipe.num_latents // 2,
+    num_steps=num_steps,
+    num_latents=2 * num_steps,
     width=recipe.width // 2,
     num_layers=min(recipe.num_layers, 2),
-    train_steps=min(num_steps, recipe.train_steps),
-    stride=min(recipe.stride, recipe.num_latents // 8),
+    train_steps=min(train_steps, recipe.train_steps),
+    stride=min(recipe.stride, num_steps // 2),
   )
 
 
