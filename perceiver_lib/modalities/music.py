@@ -126,7 +126,8 @@ def evaluation_windows(
 ) -> Score:
   """Windows over whole pieces in which every token is scored once: the last `stride` steps of each.
 
-  A small stride gives each scored token much context and costs many windows; report it beside the loss.
+  A small stride gives each scored token much context and costs many windows; report it beside the loss. What follows
+  a window's last scored token is not valid, so that the last latents of a Perceiver AR sit on the scored ones.
 
   Returns:
     The batch of `tokens`, `[windows, 4 num_steps]`, with 'piece', the row of each window.
@@ -145,7 +146,9 @@ def evaluation_windows(
   window = _windows(whole, rows, starts, num_steps)
   step = window['step']
   asked = (step >= first[:, None]) & (step < first[:, None] + stride)
-  return tokens(window | {'scored': window['scored'] & asked[..., None]}, order) | {'piece': rows}
+  batch = tokens(window | {'scored': window['scored'] & asked[..., None]}, order)
+  is_reached = np.cumsum(batch['scored'][:, ::-1], axis=1)[:, ::-1] > 0
+  return batch | {'valid': batch['valid'] & is_reached, 'piece': rows}
 
 
 def tokens(grid: Score, order: Order = 'interleaved') -> Score:

@@ -82,8 +82,11 @@ def test_orders_put_every_id_where_its_position_says():
 def test_every_token_is_scored_once(order, num_steps, stride):
   pieces = small((11, 13, 3))
   windows = music.evaluation_windows(pieces, num_steps, stride=stride, order=order)
-  # No window scores a token that nothing stands before.
+  # No window scores a token that nothing stands before, and none ends behind what it scores.
   assert not windows['scored'][:, 0].any()
+  index = np.arange(4 * num_steps)
+  last_scored, last_valid = (np.where(windows[name], index, -1).max(1) for name in ('scored', 'valid'))
+  np.testing.assert_array_equal(last_valid, last_scored)
   seen = np.concatenate([windows['piece'][:, None, None].repeat(4 * num_steps, 1), windows['position'][..., :2]], -1)
   expected = music.tokens(music.score(pieces), order)
   rows = np.arange(3)[:, None, None].repeat(expected['ids'].shape[1], 1)
