@@ -24,8 +24,11 @@ TEXT = b'the quick brown fox jumps over the lazy dog and the cat ' * 60
 DOCUMENTS = Documents.of({'fox': TEXT, 'dog': TEXT[::-1]})
 
 
-def model(**changes) -> PerceiverIO:
-  return PerceiverIO(masked_text.text_perceiver(RECIPE, **changes), rngs=nnx.Rngs(0))
+def model(kind: str = 'features') -> PerceiverIO:
+  decoder = masked_text.asked_by_position(RECIPE) if kind == 'positions' else masked_text.text_perceiver(RECIPE).decoder
+  # With the recipe's zeros, the output of an untrained model would depend on nothing.
+  config = masked_text.text_perceiver(RECIPE, decoder=dataclasses.replace(decoder, output='linear'))
+  return PerceiverIO(config, rngs=nnx.Rngs(0))
 
 
 def one_batch(step: int = 0) -> dict[str, np.ndarray]:
@@ -76,8 +79,7 @@ def test_batches_depend_on_seed_and_step_only():
 
 @pytest.mark.parametrize('kind', ['features', 'positions'])
 def test_hidden_bytes_never_reach_the_logits(kind):
-  changes = {} if kind == 'features' else {'decoder': masked_text.asked_by_position(RECIPE)}
-  asked, batch = model(**changes), one_batch()
+  asked, batch = model(kind), one_batch()
   logits = READ(asked, batch)
   assert logits.shape == (3, batch['places'].shape[1], 262)
   # The true bytes are in 'labels' only; what the model reads has MASK there.
@@ -107,6 +109,12 @@ def test_evaluation_asks_for_every_hidden_byte_and_counts_it_once():
     for p, batch in zip(probabilities, batches, strict=True)
   ]
   assert score.bits_per_byte == pytest.approx(np.concatenate(bits).mean(), rel=1e-5)
+
+
+def test_the_first_guess_is_uniform():
+  batches = masked_text.evaluation_set(DOCUMENTS, length=41, batch_size=3, rate=0.3, num_windows=3)
+  untrained = PerceiverIO(masked_text.text_perceiver(RECIPE), rngs=nnx.Rngs(0))
+  assert masked_text.masked_score(untrained, READ, batches).bits_per_byte == pytest.approx(np.log2(262), rel=1e-6)
 
 
 def test_training_learns_a_text_that_repeats_itself():

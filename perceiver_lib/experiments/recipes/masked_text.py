@@ -47,10 +47,11 @@ class TextRecipe:
     length: bytes of a window.
     radius, num_byte_channels, num_channels: of inputs and queries, see `NeighbourhoodAdapterConfig`.
     num_latents, num_latent_channels, num_layers: of the main model.
-    mask_rate: share of the words that are hidden.
+    mask_rate: share of the words that are hidden when scored, as in the paper; train_mask_rate while training, where a
+      read costs more than an answer.
     shapes: (latents, channels) that cost about the same, for a short comparison.
-    long_length, long_batch_size, long_steps: of the comparison with a Transformer, its depth, and the latents and depth
-      of the Perceiver IO beside it.
+    long_length, long_batch_size, long_steps: of the comparison with a Transformer, its depth, the latents and depth of
+      the Perceiver IO beside it, and the validation windows that score both.
     num_test_windows: of the held-out text that is scored.
   """
 
@@ -69,12 +70,14 @@ class TextRecipe:
   num_layers: int = 2
   num_heads: int = 4
   mask_rate: float = 0.15
+  train_mask_rate: float = 0.3
   learning_rate: float = 3e-3
   long_length: int = 1024
   long_batch_size: int = 2
   long_transformer_layers: int = 2
   long_latents: int = 256
   long_layers: int = 6
+  num_long_windows: int = 32
   num_test_windows: int = 512
 
 
@@ -82,7 +85,7 @@ RECIPES = {
   'smoke': TextRecipe(
     train_steps=4, comparison_steps=2, question_steps=2, long_steps=2, shapes=((4, 16), (8, 8)), length=64,
     batch_size=4, radius=3, num_byte_channels=4, num_channels=16, num_latents=4, num_latent_channels=16, num_layers=1,
-    long_batch_size=1, num_test_windows=64,
+    long_batch_size=1, num_long_windows=2, num_test_windows=64,
   ),
   'demo': TextRecipe(
     train_steps=1_000, comparison_steps=80, question_steps=60, long_steps=16, shapes=((16, 256), (48, 128), (64, 104))
@@ -90,8 +93,8 @@ RECIPES = {
   'full': TextRecipe(
     train_steps=60_000, comparison_steps=10_000, question_steps=3_000, long_steps=10_000,
     shapes=((64, 576), (128, 384), (256, 256)), length=512, batch_size=128, num_byte_channels=32, num_channels=384,
-    num_latents=128, num_latent_channels=384, num_layers=8, num_heads=8, learning_rate=1e-3, long_batch_size=64,
-    num_test_windows=2_000,
+    num_latents=128, num_latent_channels=384, num_layers=8, num_heads=8, learning_rate=1e-3, long_length=2_048,
+    long_batch_size=64, num_long_windows=64, num_test_windows=2_000,
   ),
 }  # fmt: skip
 
@@ -116,8 +119,12 @@ def text_perceiver(recipe: TextRecipe, **changes: Any) -> PerceiverIOConfig:
     'num_self_attends_per_block': recipe.num_layers,
     'cross_attend': layer,
     'self_attend': LayerConfig(num_heads=recipe.num_heads),
+    # Zeros: the first guess is uniform, as a model that has read nothing should guess.
     'decoder': DecoderConfig(
-      queries=InputQueries(), num_outputs=VOCAB_SIZE, cross_attend=dataclasses.replace(layer, widening_factor=4)
+      queries=InputQueries(),
+      num_outputs=VOCAB_SIZE,
+      output='zeros',
+      cross_attend=dataclasses.replace(layer, widening_factor=4),
     ),
   }
   return PerceiverIOConfig(**(settings | changes))
@@ -183,7 +190,7 @@ def masked_batches(
 ) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
   """start_step -> batches of random crops with hidden words; a batch is a function of the seed and its step alone."""
   crops = RandomCrops(documents, length, batch_size, seed=seed)
-  num_queries = max(8, round(1.4 * rate * length))
+  num_queries = max(8, round(1.15 * rate * length))
 
   def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
     for step in itertools.count(start_step):
@@ -318,7 +325,7 @@ def train_masked(
       train,
       length=length or recipe.length,
       batch_size=batch_size or recipe.batch_size,
-      rate=recipe.mask_rate,
+      rate=recipe.train_mask_rate,
       seed=seed,
     ),
     optimizer=adamw_warmup_cosine(recipe.learning_rate, num_steps, warmup_steps=min(100, num_steps // 8)),
