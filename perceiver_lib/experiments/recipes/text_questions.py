@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.data.base import DataSet
 from perceiver_lib.data.loading import training_batches
-from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.recipes.masked_text import ReadText, TextRecipe, text_perceiver
+from perceiver_lib.experiments.recipes import masked_text
+from perceiver_lib.experiments.recipes.masked_text import ReadText
+from perceiver_lib.experiments.recipes.text_models import TextRecipe, text_decoder, text_perceiver
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.metrics import correct, evaluate_dataset
 from perceiver_lib.modalities.text import ByteTokenizer
@@ -35,13 +36,14 @@ ANSWERS: Mapping[str, int] = {'play': 34, 'speaker': NUM_PLACES + 1, 'verse': 2}
 """Answers of each question, in the order of the queries; each has columns of its own among the outputs."""
 
 
-def question_perceiver(recipe: TextRecipe) -> PerceiverIOConfig:
+def question_perceiver(recipe: TextRecipe, **changes: Any) -> PerceiverIOConfig:
   """The encoder of the masked language model under a decoder with one learned query a question."""
-  decoder = text_perceiver(recipe).decoder
-  queries = LearnedQueries(num_queries=len(ANSWERS), num_channels=recipe.num_channels)
-  return text_perceiver(
-    recipe, decoder=DecoderConfig(queries=queries, num_outputs=sum(ANSWERS.values()), cross_attend=decoder.cross_attend)
+  decoder = dataclasses.replace(
+    text_decoder(recipe),
+    queries=LearnedQueries(num_queries=len(ANSWERS), num_channels=recipe.num_query_channels),
+    num_outputs=sum(ANSWERS.values()),
   )
+  return text_perceiver(recipe, decoder=decoder, **changes)
 
 
 def with_encoder_of(trained: PerceiverIO, model: PerceiverIO) -> PerceiverIO:
@@ -113,12 +115,18 @@ def train_questions(
     model,
     Questions(ReadText.of(recipe)).loss,
     batches,
-    optimizer=adamw_warmup_cosine(1e-3, recipe.question_steps, warmup_steps=min(20, recipe.question_steps // 4)),
+    optimizer=adamw_warmup_cosine(3e-3, recipe.question_steps, warmup_steps=min(20, recipe.question_steps // 4)),
     num_steps=recipe.question_steps,
     seed=seed,
     ema_decay=0.99,
     **fit_settings,
   )
+
+
+def step_flops(model: PerceiverIO, passages: Mapping[str, np.ndarray], recipe: TextRecipe) -> int:
+  """Floating-point operations of one loss and its gradient."""
+  batch = passage_batch({key: value[: recipe.batch_size] for key, value in passages.items()}, tuple(ANSWERS))
+  return masked_text.gradient_flops(model, Questions(ReadText.of(recipe)).loss, batch)
 
 
 def spread(passages: Mapping[str, np.ndarray], *, num_batches: int, batch_size: int) -> list[dict[str, np.ndarray]]:
