@@ -23,7 +23,8 @@ class TextRecipe:
   """Settings of one profile, chosen on the validation plays.
 
   Attributes:
-    train_steps: of the main training; comparison_steps of each short one; question_steps of the questions' trainings.
+    train_steps: of the main training; comparison_steps of each short one; question_steps and
+      question_batch_size of the questions' trainings.
     length: bytes of a window.
     radius, num_id_channels, num_channels: of inputs; query_radius, num_query_channels, num_buckets: of queries. See
       `ContextAdapterConfig` and `holes`.
@@ -45,6 +46,7 @@ class TextRecipe:
   asked_by: tuple[AskedBy, ...] = ('place', 'features', 'hole')
   length: int = 256
   batch_size: int = 4
+  question_batch_size: int = 8
   radius: int = 2
   num_id_channels: int = 16
   num_channels: int = 64
@@ -71,19 +73,19 @@ class TextRecipe:
 RECIPES = {
   'smoke': TextRecipe(
     train_steps=4, comparison_steps=2, question_steps=2, long_steps=2, shapes=((4, 16),), asked_by=('place',),
-    length=64,
-    batch_size=4, num_id_channels=4, num_channels=16, query_radius=6, num_query_channels=16, num_buckets=64,
-    num_latents=4, num_latent_channels=16, num_layers=1, long_batch_size=1, num_long_windows=2, num_test_windows=64,
+    length=64, num_id_channels=4, num_channels=16, query_radius=6, num_query_channels=16, num_buckets=64,
+    num_latents=4, num_latent_channels=16, num_layers=1, long_length=128, long_batch_size=1, long_latents=8,
+    long_layers=1, long_transformer_layers=1, long_radius=1, num_long_windows=2, num_test_windows=64,
   ),
   'demo': TextRecipe(
-    train_steps=7_000, comparison_steps=300, question_steps=300, long_steps=120,
-    shapes=((8, 192), (32, 128), (96, 64)),
+    train_steps=7_000, comparison_steps=300, question_steps=400, long_steps=120,
+    shapes=((16, 192), (32, 128), (64, 64)),
   ),
   'full': TextRecipe(
     train_steps=60_000, comparison_steps=10_000, question_steps=3_000, long_steps=10_000,
-    shapes=((64, 576), (128, 384), (256, 256)), length=512, batch_size=128, num_channels=256, num_query_channels=512,
-    num_buckets=65_536, num_latents=128, num_latent_channels=384, num_layers=8, num_heads=8, learning_rate=1e-3,
-    long_length=2_048, long_batch_size=64, num_long_windows=64, num_test_windows=2_000,
+    shapes=((64, 576), (128, 384), (256, 256)), length=512, batch_size=128, question_batch_size=128, num_channels=256,
+    num_query_channels=512, num_buckets=65_536, num_latents=128, num_latent_channels=384, num_layers=8, num_heads=8,
+    learning_rate=1e-3, long_length=2_048, long_batch_size=64, num_long_windows=64, num_test_windows=2_000,
   ),
 }  # fmt: skip
 

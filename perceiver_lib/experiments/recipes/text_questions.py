@@ -108,7 +108,7 @@ def train_questions(
   """Fine-tunes everything on some of the questions; whichever are asked, the compiled step is the same."""
 
   def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
-    stream = training_batches(passages.train, recipe.batch_size, seed=seed, start_step=start_step)
+    stream = training_batches(passages.train, recipe.question_batch_size, seed=seed, start_step=start_step)
     return (passage_batch(batch, asked) for batch in stream)
 
   return fit(
@@ -125,7 +125,7 @@ def train_questions(
 
 def step_flops(model: PerceiverIO, passages: Mapping[str, np.ndarray], recipe: TextRecipe) -> int:
   """Floating-point operations of one loss and its gradient."""
-  batch = passage_batch({key: value[: recipe.batch_size] for key, value in passages.items()}, tuple(ANSWERS))
+  batch = passage_batch({key: value[: recipe.question_batch_size] for key, value in passages.items()}, tuple(ANSWERS))
   return masked_text.gradient_flops(model, Questions(ReadText.of(recipe)).loss, batch)
 
 
