@@ -47,7 +47,10 @@ def grouped_bars(
       places = x + (number - (len(measured) - 1) / 2) * width
       heights = [values[group] for group in groups]
       bars = axes.bar(places, heights, 0.92 * width, color=theme.PALETTE[number % len(theme.PALETTE)], label=method)
-      axes.bar_label(bars, fmt='%.3g', fontsize=9, padding=1)
+      # White behind the number, for a baseline may cross it.
+      axes.bar_label(
+        bars, fmt='%.3g', fontsize=9, padding=2, zorder=3, bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5}
+      )
     for place, group in zip(x, groups, strict=True):
       line = axes.hlines(
         baselines[group], place - 0.45, place + 0.45, color='black', linestyle=(0, (4, 3)), linewidth=1.4
