@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_lib.capture import capture_attention
 from perceiver_lib.data.optical_flow import load_optical_flow
 from perceiver_lib.experiments.recipes.optical_flow import (
   RECIPES,
@@ -21,6 +20,8 @@ from perceiver_lib.experiments.recipes.optical_flow import (
   standardised,
   train_flow,
 )
+from perceiver_lib.modalities.optical_flow import flow_inputs
+from perceiver_lib.tokens import Tokens
 
 RECIPE = RECIPES['smoke']
 READS = [ReadFlow(), ReadFlow(concatenate_frames=False), ReadFlow(ask_by_position=True)]
@@ -64,29 +65,27 @@ def test_brightness_and_contrast_do_not_matter(pairs):
   np.testing.assert_allclose(changed - 127.5, damped * (plain - 127.5), atol=0.05)
 
 
-def test_latents_begin_as_a_grid_and_read_near_their_places(pairs):
-  recipe = dataclasses.replace(RECIPE, num_latents=16, num_latent_channels=32)
-  centres = {}
-  for local in (True, False):
-    model = flow_model(recipe, seed=0, local_start=local)
-    _, maps = capture_attention(lambda frames, model=model: ReadFlow()(model, frames))(pairs['frames'][:1])
-    weights = np.asarray(maps['encoder.cross_attention.0'].weights)[0].mean(0).reshape(4, 4, 16, 16)
-    centres[local] = np.einsum('rcyx,y->r', weights, np.arange(16)) / 4
-  steps = np.diff(centres[True])
-  assert (steps[1:2] > 2).all() and (steps > 0.5).all()
-  assert np.abs(np.diff(centres[False])).max() < 1
+@pytest.mark.parametrize('read', READS[:2])
+def test_latents_see_every_pixel_of_every_second_row_and_column(read):
+  numbers = np.arange(128)
+  frames = np.broadcast_to(numbers.reshape(1, 2, 8, 8, 1), (1, 2, 8, 8, 3)).astype(np.uint8)
+  whole = Tokens(
+    values=flow_inputs(frames, concatenate_frames=read.concatenate_frames), position=read.inputs(frames).position
+  )
+  seen = read.seen(whole, 8, 8)
+  assert 4 * seen.num_tokens == whole.num_tokens
+  assert set(numbers) <= set(np.rint((np.asarray(seen.values).ravel() + 1) * 127.5))
 
 
-def test_a_short_training_beats_no_motion_on_its_own_easy_pairs(data, pairs):
-  recipe = dataclasses.replace(RECIPE, num_latents=16, num_latent_channels=32, learning_rate=5e-3)
+def test_a_short_training_fits_a_few_pairs(data, pairs):
+  recipe = dataclasses.replace(RECIPE, num_latents=16, num_latent_channels=32, num_cross_heads=4)
   few = dataclasses.replace(data.train, length=4)
   read = ReadFlow()
   result = train_flow(
     flow_model(recipe, seed=0), read, few, pairs, recipe=recipe, num_steps=150, seed=0, progress='silent'
   )
-  seen = {name: np.asarray(value) for name, value in dataclasses.replace(few, ramp=0).batch(0, 4).items()}
-  zero = float(np.linalg.norm(seen['flow'], axis=-1).mean())
-  assert mean_error(read, result.model, seen) < 0.7 * zero
+  seen = {name: np.asarray(value) for name, value in few.batch(0, 4).items()}
+  assert mean_error(read, result.model, seen) < 0.7 * np.linalg.norm(seen['flow'], axis=-1).mean()
   assert set(result.history[-1]) >= {'validation_epe', 'train_epe_of_zero_flow'}
 
 
