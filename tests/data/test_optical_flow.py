@@ -69,7 +69,7 @@ def test_background_motion_is_inverted_exactly():
   uniform = jax.random.uniform(jax.random.key(3), (sum(_flow_scenes._LAYER_SIZES),))
   # The strongest waves, parallel, are the hardest to invert.
   layer = _flow_scenes._layer(uniform)._replace(waves=jax.numpy.array([[1.0, 0.2, 0.0, 0.2, 0.3]] * 2))
-  motion = _flow_scenes._Motion(layer, size=SIZE, magnitude=jax.numpy.float32(1), wavy=True)
+  motion = _flow_scenes._Motion(layer, size=SIZE, severity=jax.numpy.float32(1), wavy=True)
   points = jax.numpy.asarray(grid(), np.float32)
   assert np.abs(motion(motion.inverse(points)) - points).max() < 0.01
 
