@@ -80,15 +80,15 @@ def _direction(turn: Array) -> Array:
 class _Motion:
   """x -> p(x), from frame 1 to frame 2, and back."""
 
-  def __init__(self, layer: _Layer, *, size: int, magnitude: Array, wavy: bool):
+  def __init__(self, layer: _Layer, *, size: int, severity: Array, wavy: bool):
     self.centre = (size - 1) / 2
-    self.matrix = jnp.eye(2) + magnitude * 0.12 * (layer.affine - 0.5)
-    self.shift = (magnitude * MAX_SHIFT * layer.shift[0] * _direction(layer.shift[1]))[None, None]
+    self.matrix = jnp.eye(2) + severity * 0.12 * (layer.affine - 0.5)
+    self.shift = ((0.5 + 0.5 * severity) * MAX_SHIFT * layer.shift[0] * _direction(layer.shift[1]))[None, None]
     self.wavy = wavy
     amplitude, amplitude_turn, wavelength, wave_turn, self.phase = layer.waves.T
     wavenumber = 2 * jnp.pi / (size * (0.5 + 1.5 * wavelength))
     self.wave = wavenumber[:, None] * _direction(wave_turn)
-    self.amplitude = (magnitude * _WAVE_SLOPE * amplitude / wavenumber)[:, None] * _direction(amplitude_turn)
+    self.amplitude = (severity * _WAVE_SLOPE * amplitude / wavenumber)[:, None] * _direction(amplitude_turn)
 
   def _waves(self, x: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w 2']:
     return jnp.sin(x @ self.wave.T + 2 * jnp.pi * self.phase[None, None]) @ self.amplitude
@@ -114,12 +114,12 @@ class _Motion:
 class _Shape:
   """An ellipse or a convex polygon in frame 2."""
 
-  def __init__(self, layer: _Layer, *, size: int):
+  def __init__(self, layer: _Layer, *, size: int, severity: Array):
     self.centre = layer.centre[None, None] * (size - 1)
     self.radius = size * (0.12 + 0.18 * layer.radius[None, None])
     self.normals = _direction((jnp.arange(5.0) + 0.6 * layer.corners) / 5)
     self.is_polygon = layer.is_polygon < 0.5
-    self.present = layer.present < 2 / 3
+    self.present = layer.present < severity * 2 / 3
     # Half of the edges are hard; the others blend over 1 to 3 pixels.
     self.softness = jnp.where(layer.softness < 0.5, 1e-3, 4 * layer.softness - 1)
 
@@ -194,10 +194,9 @@ def _scene(key: Array, severity: Array, atlas: PhotoAtlas, *, size: int, augment
   draws = jax.random.uniform(key, ((1 + NUM_PATCHES) * sum(_LAYER_SIZES) + _NUM_COLOUR,))
   rows = draws[:-_NUM_COLOUR].reshape(1 + NUM_PATCHES, -1)
   layers = [_layer(row) for row in rows]
-  magnitude = 0.25 + 0.75 * severity
-  motions = [_Motion(layer, size=size, magnitude=magnitude, wavy=i == 0) for i, layer in enumerate(layers)]
+  motions = [_Motion(layer, size=size, severity=severity, wavy=i == 0) for i, layer in enumerate(layers)]
   textures = [_Texture(layer, atlas, size=size, augment=augment) for layer in layers]
-  shapes = [_Shape(layer, size=size) for layer in layers[1:]]
+  shapes = [_Shape(layer, size=size, severity=severity) for layer in layers[1:]]
   grid = _pixel_grid(size)
 
   # places[frame][layer]: where the pixel grid of that frame lies in frame 2's coordinates, if it shows that layer.
@@ -246,7 +245,8 @@ def render_scenes(
     atlas: the photographs; a NumPy or JAX pytree, so it travels to any device.
     key: of the data set; scene n draws from `fold_in(key, n)`.
     scenes: numbers of the scenes.
-    severity: of each scene, 0 to 1. Motion grows from a quarter to all of its range; above one half, colours vary.
+    severity: of each scene, 0 to 1. At 0 the background shifts by up to half of the range and nothing
+      is in front; affine motion, waves and patches grow in. Above one half, colours vary.
     size: side of the frames in pixels.
     augment: turn and mirror textures, vary colours.
 

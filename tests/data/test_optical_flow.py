@@ -69,7 +69,7 @@ def test_background_motion_is_inverted_exactly():
   uniform = jax.random.uniform(jax.random.key(3), (sum(_flow_scenes._LAYER_SIZES),))
   # The strongest waves, parallel, are the hardest to invert.
   layer = _flow_scenes._layer(uniform)._replace(waves=jax.numpy.array([[1.0, 0.2, 0.0, 0.2, 0.3]] * 2))
-  motion = _flow_scenes._Motion(layer, size=SIZE, magnitude=jax.numpy.float32(1), wavy=True)
+  motion = _flow_scenes._Motion(layer, size=SIZE, severity=jax.numpy.float32(1), wavy=True)
   points = jax.numpy.asarray(grid(), np.float32)
   assert np.abs(motion(motion.inverse(points)) - points).max() < 0.01
 
@@ -158,13 +158,15 @@ def test_no_photograph_is_in_two_splits():
 
 def test_motion_grows_and_covers_the_real_pair(data_set):
   scenes = np.arange(200, dtype=np.int32)
-  lengths = {}
+  lengths, variety = {}, {}
   for severity in (0.0, 1.0):
     pairs = render_scenes(
       data_set.train.atlas, jax.random.key(0), scenes, np.full(200, severity, np.float32), size=SIZE, augment=True
     )
     lengths[severity] = np.linalg.norm(pairs['flow'], axis=-1)
-  np.testing.assert_allclose(lengths[1.0].mean() / lengths[0.0].mean(), 4, rtol=0.1)
+    variety[severity] = np.ptp(pairs['flow'], axis=(2, 3)).max((1, 2))
+  np.testing.assert_allclose(lengths[1.0].mean() / lengths[0.0].mean(), 2, rtol=0.1)
+  assert variety[0.0].max() < 1e-4 < 1 < np.median(variety[1.0])
   assert np.quantile(lengths[1.0], 0.95) > 7.49 and np.quantile(lengths[1.0], 0.05) < 0.92
   np.testing.assert_array_equal(data_set.train.severity(np.array([0, 500, 1000, 1999])), [0, 0.5, 1, 1])
   assert data_set.test.severity(0) == 1
