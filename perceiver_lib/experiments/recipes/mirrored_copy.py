@@ -104,8 +104,14 @@ def copy_batch(length: int, batch_size: int, seed: int, step: int) -> dict[str, 
   }
 
 
-def copy_batches(rung: Rung, seed: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-  return (copy_batch(rung.length, rung.batch_size, seed, step) for step in itertools.count(start_step))
+def copy_batches(
+  rung: Rung, seed: int, start_step: int = 0, window: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+  """The batches of a rung from a step on; 'window' is data, so that both models run one compiled program."""
+  seen = np.full((rung.batch_size, 1), window or rung.length, np.int32)
+  return (
+    copy_batch(rung.length, rung.batch_size, seed, step) | {'window': seen} for step in itertools.count(start_step)
+  )
 
 
 def copy_examples(ids: Int[Array, 'b l'], position: Int[Array, 'b l 1']) -> NextTokens:
@@ -114,13 +120,11 @@ def copy_examples(ids: Int[Array, 'b l'], position: Int[Array, 'b l 1']) -> Next
   return next_tokens(ids, label_mask=second, position=position)
 
 
-def last_inputs(examples: NextTokens, window: int | None) -> NextTokens:
+def last_inputs(examples: NextTokens, window: Int[Array, ''] | Int[Array, 'b 1'] | int) -> NextTokens:
   """Hides all but the last `window` inputs of a row. With a latent on each of them nothing is left but a Transformer.
 
   A Perceiver AR whose context is its latents is a causal Transformer of one layer more than its self-attends.
   """
-  if window is None:
-    return examples
   valid = validity(examples.inputs)
   valid = valid & (rank_from_end(valid) < window)
   return dataclasses.replace(
@@ -129,14 +133,14 @@ def last_inputs(examples: NextTokens, window: int | None) -> NextTokens:
 
 
 @functools.lru_cache(maxsize=16)
-def copy_loss(num_latents: int, window: int | None = None) -> LossFn:
+def copy_loss(num_latents: int) -> LossFn:
   """Loss on random crops that end in the second half (perceiver-ar), with its z-loss of 1e-4."""
 
   def loss_fn(model: PerceiverAR, batch: Mapping[str, Array], rngs: nnx.Rngs) -> tuple[Array, Mapping[str, Array]]:
     examples = copy_examples(batch['ids'], batch['position'])
     length = batch['ids'].shape[1]
     policy = MinimumCrop(length=min(length // 2 + num_latents - 1, length - 1))
-    examples = last_inputs(random_crop(examples, policy, rngs.dropout()), window)
+    examples = last_inputs(random_crop(examples, policy, rngs.dropout()), batch['window'])
     logits = model(examples.inputs, num_latents=num_latents, rngs=rngs)
     return next_token_loss(logits, examples, z_loss=1e-4)
 
@@ -153,18 +157,19 @@ def copy_accuracy(
   batch = copy_batch(rung.length, num_sequences, seed + 1_000_003, 0)
   num_targets = rung.length // 2 - 1
   step = rung.num_latents if window is None else 1
+  seen = jnp.int32(window or rung.length)
   right = np.zeros((num_sequences, num_targets), bool)
   for first in range(0, num_targets, step):
     stop = min(first + step, num_targets)
-    predicted = np.asarray(_copied(model, batch, jnp.int32(rung.length // 2 - 1 + stop), rung.num_latents, window))
+    predicted = np.asarray(_copied(model, batch, jnp.int32(rung.length // 2 - 1 + stop), seen, rung.num_latents))
     truth = batch['ids'][:, rung.length // 2 + first : rung.length // 2 + stop]
     right[:, first:stop] = predicted[:, first - stop :] == truth
   return 2 * np.arange(num_targets) + 1, right.mean(axis=0)
 
 
-@functools.partial(nnx.jit, static_argnums=(3, 4))
+@functools.partial(nnx.jit, static_argnums=4)
 def _copied(
-  model: nnx.Module, batch: Mapping[str, Array], num_inputs: Int[Array, ''], num_latents: int, window: int | None
+  model: nnx.Module, batch: Mapping[str, Array], num_inputs: Int[Array, ''], window: Int[Array, ''], num_latents: int
 ) -> Int[Array, 'b n']:
   """The likeliest next tokens at the last latents of the first `num_inputs` inputs."""
   examples = copy_examples(batch['ids'], batch['position'])
@@ -187,8 +192,8 @@ def climb(
   settings = {'task': 'mirrored copy', 'recipe': recipe, 'rung': rung, 'window': window}
   return fit(
     model,
-    copy_loss(rung.num_latents, window),
-    lambda step: copy_batches(rung, seed, step),
+    copy_loss(rung.num_latents),
+    lambda step: copy_batches(rung, seed, step, window),
     optimizer=muon_and_adam(
       rung.num_steps,
       learning_rate=recipe.learning_rate,
