@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -25,7 +26,7 @@ from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
 from perceiver_lib.positions import SinusoidalPositions
-from perceiver_lib.sequences import MinimumCrop, NextTokens, next_token_loss, next_tokens, random_crop
+from perceiver_lib.sequences import NextTokens, next_token_loss, next_tokens
 from perceiver_lib.training import FitResult, LossFn, fit
 
 
@@ -132,15 +133,27 @@ def last_inputs(examples: NextTokens, window: Int[Array, ''] | Int[Array, 'b 1']
   )
 
 
+def first_inputs(examples: NextTokens, count: Int[Array, ''] | Int[Array, 'b 1']) -> NextTokens:
+  """Hides all but the first `count` inputs of a row."""
+  shape = examples.targets.shape
+  valid = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32) < count, shape)
+  inputs = dataclasses.replace(examples.inputs, valid=valid)
+  return dataclasses.replace(examples, inputs=inputs, scored=examples.scored & valid)
+
+
 @functools.lru_cache(maxsize=16)
 def copy_loss(num_latents: int) -> LossFn:
-  """Loss on random crops that end in the second half (perceiver-ar), with its z-loss of 1e-4."""
+  """Loss on crops that end anywhere in the second half, with perceiver-ar's z-loss of 1e-4.
+
+  Every byte of the second half has a latent equally often: crops begin to end at the first copied byte, and ends up to
+  `num_latents` - 1 behind the last input count as there. Else the nearest and the farthest copies are hardly trained.
+  """
 
   def loss_fn(model: PerceiverAR, batch: Mapping[str, Array], rngs: nnx.Rngs) -> tuple[Array, Mapping[str, Array]]:
     examples = copy_examples(batch['ids'], batch['position'])
-    length = batch['ids'].shape[1]
-    policy = MinimumCrop(length=min(length // 2 + num_latents - 1, length - 1))
-    examples = last_inputs(random_crop(examples, policy, rngs.dropout()), batch['window'])
+    b, length = batch['ids'].shape
+    end = jax.random.randint(rngs.dropout(), (b, 1), length // 2, length - 1 + num_latents)
+    examples = last_inputs(first_inputs(examples, jnp.minimum(end, length - 1)), batch['window'])
     logits = model(examples.inputs, num_latents=num_latents, rngs=rngs)
     return next_token_loss(logits, examples, z_loss=1e-4)
 
@@ -173,9 +186,7 @@ def _copied(
 ) -> Int[Array, 'b n']:
   """The likeliest next tokens at the last latents of the first `num_inputs` inputs."""
   examples = copy_examples(batch['ids'], batch['position'])
-  shape = examples.targets.shape
-  kept = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32) < num_inputs, shape)
-  examples = last_inputs(dataclasses.replace(examples, inputs=dataclasses.replace(examples.inputs, valid=kept)), window)
+  examples = last_inputs(first_inputs(examples, num_inputs), window)
   return jnp.argmax(model(examples.inputs, num_latents=num_latents).values, axis=-1)
 
 
