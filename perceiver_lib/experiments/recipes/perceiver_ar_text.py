@@ -105,9 +105,9 @@ RECIPES = {
     copy=CopyRecipe(
       ladder=(
         Rung(length=16, num_latents=7, batch_size=64, num_steps=100),
-        Rung(length=64, num_latents=31, batch_size=32, num_steps=120),
-        Rung(length=256, num_latents=64, batch_size=16, num_steps=200),
-        Rung(length=1_024, num_latents=128, batch_size=8, num_steps=130),
+        Rung(length=64, num_latents=31, batch_size=32, num_steps=160),
+        Rung(length=256, num_latents=64, batch_size=16, num_steps=260),
+        Rung(length=1_024, num_latents=128, batch_size=8, num_steps=150),
       ),
       windowed_rung=2,
       window=64,
