@@ -65,6 +65,14 @@ def test_only_the_second_half_is_scored():
   np.testing.assert_array_equal(examples.scored[0], np.arange(1, 22) >= 11)
 
 
+def test_no_byte_of_the_second_half_is_trained_less_often_than_the_others():
+  last = np.asarray(copying.crop_lengths(jax.random.key(0), 4_000, RUNG.length, RUNG.num_latents)) - 1
+  inputs = np.arange(RUNG.length // 2 - 1, RUNG.length - 1)
+  share = ((last - RUNG.num_latents < inputs) & (inputs <= last)).mean(axis=0)
+  np.testing.assert_allclose(share[:6], 5 / 15, atol=0.03)
+  assert share.min() > 0.3
+
+
 def test_the_ideal_copier_is_right_at_every_distance_and_blind_beyond_a_window():
   distance, accuracy = copying.copy_accuracy(Mirror(), RUNG, 0, num_sequences=3)
   np.testing.assert_array_equal(distance, np.arange(1, 21, 2))

@@ -141,19 +141,24 @@ def first_inputs(examples: NextTokens, count: Int[Array, ''] | Int[Array, 'b 1']
   return dataclasses.replace(examples, inputs=inputs, scored=examples.scored & valid)
 
 
+def crop_lengths(key: Array, batch_size: int, length: int, num_latents: int) -> Int[Array, 'b 1']:
+  """Inputs that each row keeps in a training step: crops end anywhere in the second half.
+
+  Ends up to `num_latents` - 1 behind the last input count as there, so that the farthest copies have a latent at least
+  as often as the others. With ends drawn among the inputs alone they would hardly be trained.
+  """
+  end = jax.random.randint(key, (batch_size, 1), length // 2, length - 1 + num_latents)
+  return jnp.minimum(end, length - 1)
+
+
 @functools.lru_cache(maxsize=16)
 def copy_loss(num_latents: int) -> LossFn:
-  """Loss on crops that end anywhere in the second half, with perceiver-ar's z-loss of 1e-4.
-
-  Every byte of the second half has a latent equally often: crops begin to end at the first copied byte, and ends up to
-  `num_latents` - 1 behind the last input count as there. Else the nearest and the farthest copies are hardly trained.
-  """
+  """Loss on the crops of `crop_lengths`, with perceiver-ar's z-loss of 1e-4."""
 
   def loss_fn(model: PerceiverAR, batch: Mapping[str, Array], rngs: nnx.Rngs) -> tuple[Array, Mapping[str, Array]]:
     examples = copy_examples(batch['ids'], batch['position'])
-    b, length = batch['ids'].shape
-    end = jax.random.randint(rngs.dropout(), (b, 1), length // 2, length - 1 + num_latents)
-    examples = last_inputs(first_inputs(examples, jnp.minimum(end, length - 1)), batch['window'])
+    kept = crop_lengths(rngs.dropout(), *batch['ids'].shape, num_latents)
+    examples = last_inputs(first_inputs(examples, kept), batch['window'])
     logits = model(examples.inputs, num_latents=num_latents, rngs=rngs)
     return next_token_loss(logits, examples, z_loss=1e-4)
 
