@@ -1,4 +1,4 @@
-"""Two recipes over optax: AdamW for small trainings, LAMB as the papers trained."""
+"""Three recipes over optax: AdamW for small trainings, Muon where minutes must do, LAMB as the papers trained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array
+from optax import contrib
 
 
 def decay_mask(params: Any) -> Any:
@@ -36,6 +38,40 @@ def adamw_warmup_cosine(
   warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
   schedule = optax.join_schedules([warmup, cosine], [warmup_steps]) if warmup_steps else cosine
   return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask))
+
+
+def muon_and_adam(num_steps: int, *, learning_rate: float, matrix_learning_rate: float) -> optax.GradientTransformation:
+  """Muon (Jordan 2024; optax) for matrices inside layers, Adam for tables, head, biases and scales; to zero linearly.
+
+  Both warm up over a twentieth of the steps. Muon's step has the same size in all directions of a matrix, and small
+  sequence models learn more from each batch with it than with Adam alone.
+  """
+  warmup = max(1, num_steps // 20)
+
+  def schedule(peak: float) -> optax.Schedule:
+    down = optax.linear_schedule(peak, 0.0, num_steps - warmup + 1)
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), down], [warmup])
+
+  return optax.chain(
+    optax.clip_by_global_norm(1.0),
+    contrib.muon(
+      schedule(matrix_learning_rate),
+      adam_learning_rate=schedule(learning_rate),
+      adam_b2=0.98,
+      muon_weight_dimension_numbers=layer_kernels,
+    ),
+  )
+
+
+def layer_kernels(params: Any) -> Any:
+  """Which parameters Muon turns: kernels of the layers, neither the byte table nor the head."""
+
+  def dimensions(path: tuple, leaf: Array) -> contrib.MuonDimensionNumbers | None:
+    names = {str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path}
+    inside = leaf.ndim == 2 and names.isdisjoint({'embedding', 'head'})
+    return contrib.MuonDimensionNumbers() if inside else None
+
+  return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def lamb_constant_cosine(

@@ -21,12 +21,12 @@ from perceiver_lib.adapters import FactoredPositions
 from perceiver_lib.caching import LatentWindow
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.data.loading import Transform, training_batches
-from perceiver_lib.experiments.recipes.muon import muon_and_adam
 from perceiver_lib.generation import generate
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.music_baselines import MusicScore
+from perceiver_lib.optimizers import muon_and_adam
 from perceiver_lib.sequences import FullLatents, NextTokens, latent_targets, next_token_loss, next_tokens, random_crop
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import FitResult, LossFn, fit

@@ -22,11 +22,11 @@ from perceiver_lib import checkpoints
 from perceiver_lib.caching import LatentWindow
 from perceiver_lib.data.text import Documents, RandomCrops
 from perceiver_lib.experiments.recipes.mirrored_copy import CopyRecipe, Rung
-from perceiver_lib.experiments.recipes.muon import muon_and_adam
 from perceiver_lib.generation import Sampler, generate
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.text import NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.optimizers import muon_and_adam
 from perceiver_lib.plots import theme
 from perceiver_lib.sequences import (
   FullLatents,
@@ -104,10 +104,10 @@ RECIPES = {
   'demo': TextRecipe(
     copy=CopyRecipe(
       ladder=(
-        Rung(length=16, num_latents=7, batch_size=64, num_steps=100),
-        Rung(length=64, num_latents=31, batch_size=32, num_steps=160),
+        Rung(length=16, num_latents=7, batch_size=64, num_steps=180),
+        Rung(length=64, num_latents=31, batch_size=32, num_steps=180),
         Rung(length=256, num_latents=64, batch_size=16, num_steps=260),
-        Rung(length=1_024, num_latents=128, batch_size=8, num_steps=150),
+        Rung(length=1_024, num_latents=128, batch_size=8, num_steps=170),
       ),
       windowed_rung=2,
       window=64,
