@@ -76,13 +76,14 @@ def test_both_models_take_about_the_same_operations_in_demo_size():
   assert theirs == pytest.approx(ours, rel=0.05)
 
 
-def test_a_short_training_reads_aloud_better_than_chance():
-  recipe = dataclasses.replace(RECIPE, train_steps=60, batch_size=26, learning_rate=1e-2)
+def test_a_short_training_learns_more_than_how_often_a_phoneme_comes():
+  recipe = dataclasses.replace(RECIPE, train_steps=30, batch_size=26, learning_rate=1e-2)
   train = word_source(26)
-  model, logits = models()['unified']
-  result = speech.train_speller(model, logits, train, train, recipe=recipe, seed=0, evaluations=2, progress='silent')
+  model, logits = models()['transformer']
+  result = speech.train_speller(model, logits, train, train, recipe=recipe, seed=0, evaluations=1, progress='silent')
   assert result.history[-1]['validation_loss'] < 0.7 * speech.phoneme_entropy(train)
-  rates = speech.spoken_error_rates(functools.partial(speech.speak, result.model), train, batch_size=26)
+  said = functools.partial(speech.speak_by_transformer, num_timesteps=RECIPE.num_timesteps)
+  rates = speech.spoken_error_rates(functools.partial(said, result.model), train, batch_size=26)
   assert rates.token_error_best < 0.6
 
 

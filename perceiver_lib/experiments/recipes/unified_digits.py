@@ -21,6 +21,7 @@ from perceiver_lib.adapters import EmbeddingAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.loading import ArraySource, training_batches
+from perceiver_lib.experiments.recipes.muon import muon_and_adam
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
@@ -32,7 +33,6 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiverConfig,
 )
 from perceiver_lib.models.unified_generation import TimestepWindow, generate
-from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.sequence_metrics import until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 from perceiver_lib.training import FitResult, fit
@@ -51,7 +51,8 @@ class DigitRecipe:
   num_latent_channels: int = 64
   num_layers: int = 2
   batch_size: int = 64
-  learning_rate: float = 3e-3
+  learning_rate: float = 2e-3
+  matrix_learning_rate: float = 0.02
   num_test_images: int | None = None
 
 
@@ -151,14 +152,16 @@ def train_namer(
   seed: int,
   **fit_settings: Any,
 ) -> FitResult:
-  """AdamW with warm-up and a cosine, and a moving average of the weights; validation accuracy at the end."""
+  """Muon and Adam, and a moving average of the weights; validation accuracy at the end."""
   source = ArraySource({'image': train['image'], 'name': name_ids(train['label'])})
   num_steps = recipe.train_steps
   return fit(
     model,
     name_loss,
     lambda step: training_batches(source, recipe.batch_size, seed=seed, start_step=step),
-    optimizer=adamw_warmup_cosine(recipe.learning_rate, num_steps, warmup_steps=num_steps // 8, weight_decay=0.05),
+    optimizer=muon_and_adam(
+      num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    ),
     num_steps=num_steps,
     seed=seed,
     evaluate=lambda trained: {'validation_accuracy': accuracy_percent(named(trained, validation['image']), validation)},

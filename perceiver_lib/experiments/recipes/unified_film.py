@@ -20,11 +20,11 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.film import FRAMES_PER_SECOND, SAMPLES_PER_SECOND, Clips
 from perceiver_lib.data.loading import ArraySource, stack, training_batches
 from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.experiments.recipes.muon import muon_and_adam
 from perceiver_lib.modalities.audio import PATCH_SAMPLES, audio_tokens
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.video import video_from_patches, video_patches, video_tokens
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
-from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.plots import theme
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens
@@ -57,6 +57,7 @@ class FilmRecipe:
   num_layers: int = 2
   batch_size: int = 8
   learning_rate: float = 2e-3
+  matrix_learning_rate: float = 0.02
   num_held_out: int | None = None
 
 
@@ -65,7 +66,7 @@ RECIPES = {
     train_steps=3, scale=8, num_timesteps=3, stride=60, num_latents=2, num_latent_channels=16, num_layers=1,
     batch_size=2, num_held_out=4
   ),
-  'demo': FilmRecipe(train_steps=500),
+  'demo': FilmRecipe(train_steps=400),
   'full': FilmRecipe(
     train_steps=30_000, scale=1, num_timesteps=8, stride=1, num_latents=64, num_latent_channels=256, num_layers=6,
     batch_size=32
@@ -159,14 +160,16 @@ def held_out(clips: Clips, recipe: FilmRecipe) -> Clips:
 def train_predictor(
   model: UnifiedPerceiver, train: Clips, validation: Clips, *, recipe: FilmRecipe, seed: int, **fit_settings: Any
 ) -> FitResult:
-  """AdamW with warm-up and a cosine, and a moving average of the weights; validation PSNR at the end."""
+  """Muon and Adam, and a moving average of the weights; validation PSNR at the end."""
   source = ArraySource({name: array for name, array in stack(train).items() if name != 'start'})
   num_steps = recipe.train_steps
   return fit(
     model,
     film_loss(recipe.patch_size),
     lambda step: training_batches(source, recipe.batch_size, seed=seed, start_step=step),
-    optimizer=adamw_warmup_cosine(recipe.learning_rate, num_steps, warmup_steps=num_steps // 10, weight_decay=0.05),
+    optimizer=muon_and_adam(
+      num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    ),
     num_steps=num_steps,
     seed=seed,
     evaluate=lambda trained: {'validation_psnr': film_psnr(trained, validation, recipe).within_shots},

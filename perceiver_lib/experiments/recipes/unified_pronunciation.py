@@ -22,12 +22,12 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.experiments.recipes.muon import muon_and_adam
 from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer, PrefixTransformerConfig
 from perceiver_lib.flops import count_flops
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.models.unified_generation import UnifiedCache, latents_so_far, start, step
-from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.sequence_metrics import ErrorRates, error_rates, until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
@@ -54,10 +54,11 @@ class PronunciationRecipe:
   num_layers: int = 3
   transformer_channels: int = 128
   widening_factor: int = 2
-  read_heads: int = 8
-  num_heads: int = 4
-  batch_size: int = 128
+  read_heads: int = 4
+  num_heads: int = 2
+  batch_size: int = 64
   learning_rate: float = 2e-3
+  matrix_learning_rate: float = 0.02
   num_test_words: int | None = None
   num_table_words: int | None = None
 
@@ -70,7 +71,7 @@ RECIPES = {
   'demo': PronunciationRecipe(train_steps=800),
   'full': PronunciationRecipe(
     train_steps=40_000, num_timesteps=16, num_latents=8, num_latent_channels=256, num_layers=6,
-    transformer_channels=384, batch_size=512
+    transformer_channels=480, batch_size=512
   ),
 }  # fmt: skip
 
@@ -212,7 +213,7 @@ def train_speller(
   evaluations: int = 8,
   **fit_settings: Any,
 ) -> FitResult:
-  """AdamW with warm-up and a cosine, and a moving average of the weights; validation loss `evaluations` times."""
+  """Muon and Adam, and a moving average of the weights; validation loss `evaluations` times."""
   source, held_out = (training_words(part, recipe.num_timesteps).arrays for part in (train, validation))
   some = {name: array[:1024] for name, array in held_out.items()}
   loss = jax.jit(lambda model, batch: loss_of(logits)(model, batch, None))
@@ -226,7 +227,9 @@ def train_speller(
     model,
     loss_of(logits),
     lambda start_step: training_batches(ArraySource(source), recipe.batch_size, seed=seed, start_step=start_step),
-    optimizer=adamw_warmup_cosine(recipe.learning_rate, num_steps, warmup_steps=num_steps // 10, weight_decay=0.05),
+    optimizer=muon_and_adam(
+      num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    ),
     num_steps=num_steps,
     seed=seed,
     evaluate=evaluate,
@@ -286,7 +289,9 @@ def aligned(
   return list(word), names, hidden_letter_cost(logits, model, letters, said)[: len(names), : len(word)]
 
 
-def hidden_letter_cost(logits: Logits, model: nnx.Module, letters: Array, said: Array) -> Float[np.ndarray, 't m']:
+def hidden_letter_cost(
+  logits: Logits, model: nnx.Module, letters: Int[np.ndarray, 'm'], said: Int[np.ndarray, 't']
+) -> Float[np.ndarray, 't m']:
   """How many nats of each phoneme's log-probability go when a letter of one word is hidden, every letter in turn.
 
   Args:
