@@ -77,7 +77,7 @@ def loss_of(model: UnifiedPerceiver, inputs: Tokens, how: How) -> Float[Array, '
 
 
 def measure(num_bytes: int, how: How) -> dict[str, Any]:
-  """One step, forward and backward, run twice; `seconds` are those of the second run.
+  """One step, forward and backward, compiled before the clock starts.
 
   Returns:
     `peak_gigabytes` of this process, `temporary_megabytes` of the compiled step, and the `loss`, by which one sees
@@ -90,7 +90,6 @@ def measure(num_bytes: int, how: How) -> dict[str, Any]:
     return loss_of(nnx.merge(graphdef, params), tokens, how)
 
   step = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile()
-  jax.block_until_ready(step(params, tokens))
   begin = time.perf_counter()
   value, _ = jax.block_until_ready(step(params, tokens))
   return {
