@@ -163,6 +163,8 @@ def test_an_untrained_predictor_copies_the_last_frame_and_knows_no_later_one():
   copied = video_baselines(clips)['copy last frame']
   ours = unified_film.film_psnr(model, clips, recipe)
   assert tuple(ours) == pytest.approx(tuple(copied), rel=1e-6)
+  assert tuple(unified_film.softened_copy_psnr(clips, 0.0)) == pytest.approx(tuple(copied), rel=1e-6)
+  assert unified_film.softened_copy_psnr(clips, 1.0).all > copied.all  # of noise, the mean is the better guess
   trained = unified_film.train_predictor(model, clips, clips, recipe=recipe, seed=0, progress='silent').model
   predict = jax.jit(lambda frames, samples: unified_film.predicted_frames(trained, frames, samples, recipe.patch_size))
   clip = clips[0]
