@@ -6,7 +6,6 @@ Every function takes arrays and returns arrays or a `FitResult`, so a GPU job ca
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from perceiver_lib.adapters import EmbeddingAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.loading import ArraySource, training_batches
-from perceiver_lib.experiments.recipes.muon import muon_and_adam
+from perceiver_lib.experiments.recipes.unified_optimizer import kernel_muon
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
@@ -38,6 +37,7 @@ from perceiver_lib.tokens import SOURCE_TIME, Tokens
 from perceiver_lib.training import FitResult, fit
 
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+Inputs = Mapping[str, Tokens]
 NUM_TIMESTEPS = max(map(len, NAMES)) + 1
 """The letters of the longest name, and its end."""
 
@@ -52,7 +52,7 @@ class DigitRecipe:
   num_layers: int = 2
   batch_size: int = 64
   learning_rate: float = 2e-3
-  matrix_learning_rate: float = 0.02
+  kernel_learning_rate: float = 0.02
   num_test_images: int | None = None
 
 
@@ -60,7 +60,7 @@ RECIPES = {
   'smoke': DigitRecipe(
     train_steps=4, num_latents=2, num_latent_channels=16, num_layers=1, batch_size=8, num_test_images=100
   ),
-  'demo': DigitRecipe(train_steps=500),
+  'demo': DigitRecipe(train_steps=350),
   'full': DigitRecipe(train_steps=20_000, num_latents=16, num_latent_channels=128, num_layers=4),
 }
 
@@ -91,10 +91,10 @@ def name_ids(labels: Int[np.ndarray, 'n']) -> Int[np.ndarray, 'n t']:
   return ids[labels]
 
 
-Order = tuple[int, ...]
+Order = Int[np.ndarray, 'm']
 
 
-def image_tokens(images: Array, *, order: Order | None = None, place: Order | None = None) -> dict[str, Tokens]:
+def image_tokens(images: Array, order: Int[Array, 'm'] | None = None, place: Int[Array, 'm'] | None = None) -> Inputs:
   """An image as a source.
 
   Args:
@@ -103,8 +103,8 @@ def image_tokens(images: Array, *, order: Order | None = None, place: Order | No
   """
   tokens = pixel_tokens(images, patch_size=2)
   if order is not None:
-    tokens = jax.tree.map(lambda leaf: leaf[:, np.array(order)], tokens)
-  position = tokens.position if place is None else tokens.position[:, np.array(place)]
+    tokens = jax.tree.map(lambda leaf: leaf[:, order], tokens)
+  position = tokens.position if place is None else tokens.position[:, place]
   time = jnp.full(tokens.values.shape[:2], SOURCE_TIME, jnp.int32)
   return {'pixels': dataclasses.replace(tokens, position=position, time=time)}
 
@@ -114,18 +114,18 @@ def torn(images: UInt8[np.ndarray, 'n y x c'], place: Order) -> UInt8[np.ndarray
   height, channels = images.shape[1], images.shape[3]
   tokens = rearrange(images, 'n (y i) (x j) c -> n (y x) (i j c)', i=2, j=2)
   moved = np.empty_like(tokens)
-  moved[:, np.array(place)] = tokens
+  moved[:, place] = tokens
   return rearrange(moved, 'n (y x) (i j c) -> n (y i) (x j) c', y=height // 2, i=2, j=2, c=channels)
 
 
-def letter_tokens(ids: Int[Array, 'b t']) -> dict[str, Tokens]:
+def letter_tokens(ids: Int[Array, 'b t']) -> Inputs:
   """The byte that each timestep brings."""
   time = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
   return {'letters': Tokens(values=ids, time=time, valid=ids != PAD)}
 
 
 def next_letter_logits(
-  model: UnifiedPerceiver, source: Mapping[str, Tokens], names: Int[Array, 'b t'], rngs: nnx.Rngs | None = None
+  model: UnifiedPerceiver, source: Inputs, names: Int[Array, 'b t'], rngs: nnx.Rngs | None = None
 ) -> Float[Array, 'b t e']:
   """Scores of each letter of the names from the image and the letters before it."""
   known = jnp.concatenate([jnp.full_like(names[:, :1], BOS), names[:, :-1]], axis=1)
@@ -159,8 +159,8 @@ def train_namer(
     model,
     name_loss,
     lambda step: training_batches(source, recipe.batch_size, seed=seed, start_step=step),
-    optimizer=muon_and_adam(
-      num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    optimizer=kernel_muon(
+      num_steps, learning_rate=recipe.learning_rate, kernel_learning_rate=recipe.kernel_learning_rate
     ),
     num_steps=num_steps,
     seed=seed,
@@ -176,13 +176,13 @@ def likeliest_letter(outputs: Float[Array, 'b s e'], key: Array) -> Int[Array, '
   return jnp.argmax(outputs[:, 0], axis=-1)
 
 
-def one_letter(ids: Int[Array, 'b']) -> dict[str, Tokens]:
+def one_letter(ids: Int[Array, 'b']) -> Inputs:
   """A timestep's only token."""
   return {'letters': Tokens(values=ids[:, None])}
 
 
-@functools.partial(jax.jit, static_argnames=('order', 'place'))
-def _named(model: UnifiedPerceiver, images: Array, order: Order | None, place: Order | None) -> Int[Array, 'b t']:
+@jax.jit
+def _named(model: UnifiedPerceiver, images: Array, order: Int[Array, 'm'], place: Int[Array, 'm']) -> Int[Array, 'b t']:
   return generate(
     model,
     jnp.full((len(images), 1), BOS, jnp.int32),
@@ -190,7 +190,7 @@ def _named(model: UnifiedPerceiver, images: Array, order: Order | None, place: O
     window=TimestepWindow(max_timesteps=NUM_TIMESTEPS, num_kept=NUM_TIMESTEPS),
     choose=likeliest_letter,
     tokens_of=one_letter,
-    source=image_tokens(images, order=order, place=place),
+    source=image_tokens(images, order, place),
   )
 
 
@@ -203,7 +203,8 @@ def named(
   batch_size: int = 100,
 ) -> list[str]:
   """What the model calls each image, byte by byte, likeliest first; `order` and `place` as in `image_tokens`."""
-  starts = range(0, len(images), batch_size)
+  same, starts = np.arange(images[0].size // 4), range(0, len(images), batch_size)
+  order, place = (same if rank is None else rank for rank in (order, place))
   ids = [np.asarray(_named(model, images[i : i + batch_size], order, place)) for i in starts]
   return [ByteTokenizer().decode(row) for row in until(np.concatenate(ids), EOS)]
 

@@ -20,7 +20,7 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.film import FRAMES_PER_SECOND, SAMPLES_PER_SECOND, Clips
 from perceiver_lib.data.loading import ArraySource, stack, training_batches
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.recipes.muon import muon_and_adam
+from perceiver_lib.experiments.recipes.unified_optimizer import kernel_muon
 from perceiver_lib.modalities.audio import PATCH_SAMPLES, audio_tokens
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.video import video_from_patches, video_patches, video_tokens
@@ -57,7 +57,7 @@ class FilmRecipe:
   num_layers: int = 2
   batch_size: int = 8
   learning_rate: float = 2e-3
-  matrix_learning_rate: float = 0.02
+  kernel_learning_rate: float = 0.02
   num_held_out: int | None = None
 
 
@@ -167,8 +167,8 @@ def train_predictor(
     model,
     film_loss(recipe.patch_size),
     lambda step: training_batches(source, recipe.batch_size, seed=seed, start_step=step),
-    optimizer=muon_and_adam(
-      num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    optimizer=kernel_muon(
+      num_steps, learning_rate=recipe.learning_rate, kernel_learning_rate=recipe.kernel_learning_rate
     ),
     num_steps=num_steps,
     seed=seed,

@@ -22,8 +22,8 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.recipes.muon import muon_and_adam
 from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer, PrefixTransformerConfig
+from perceiver_lib.experiments.recipes.unified_optimizer import kernel_muon
 from perceiver_lib.flops import count_flops
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
@@ -58,7 +58,7 @@ class PronunciationRecipe:
   num_heads: int = 2
   batch_size: int = 64
   learning_rate: float = 2e-3
-  matrix_learning_rate: float = 0.02
+  kernel_learning_rate: float = 0.02
   num_test_words: int | None = None
   num_table_words: int | None = None
 
@@ -68,7 +68,7 @@ RECIPES = {
     train_steps=4, num_latents=2, num_latent_channels=16, num_layers=1, transformer_channels=16, batch_size=8,
     num_test_words=256, num_table_words=2_000
   ),
-  'demo': PronunciationRecipe(train_steps=650),
+  'demo': PronunciationRecipe(train_steps=600, num_test_words=2_000),
   'full': PronunciationRecipe(
     train_steps=40_000, num_timesteps=16, num_latents=8, num_latent_channels=256, num_layers=6,
     transformer_channels=480, batch_size=512
@@ -227,8 +227,8 @@ def train_speller(
     model,
     loss_of(logits),
     lambda start_step: training_batches(ArraySource(source), recipe.batch_size, seed=seed, start_step=start_step),
-    optimizer=muon_and_adam(
-      num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    optimizer=kernel_muon(
+      num_steps, learning_rate=recipe.learning_rate, kernel_learning_rate=recipe.kernel_learning_rate
     ),
     num_steps=num_steps,
     seed=seed,
@@ -292,7 +292,7 @@ def aligned(
 def hidden_letter_cost(
   logits: Logits, model: nnx.Module, letters: Int[np.ndarray, 'm'], said: Int[np.ndarray, 't']
 ) -> Float[np.ndarray, 't m']:
-  """How many nats of each phoneme's log-probability go when a letter of one word is hidden, every letter in turn.
+  """How much of each phoneme's probability goes when a letter of one word is hidden, every letter in turn.
 
   Args:
     letters: ids [m] of one word, padded.
@@ -303,5 +303,5 @@ def hidden_letter_cost(
   variants = np.concatenate([letters[None], hidden]).astype(np.int32)
   rows = np.broadcast_to(said, (num_letters + 1, len(said)))
   scores = jax.jit(logits)(model, variants, shifted(jnp.asarray(rows)))
-  log_p = np.take_along_axis(np.asarray(jax.nn.log_softmax(scores)), rows[..., None], axis=-1)[..., 0]
-  return (log_p[:1] - log_p[1:]).T
+  share = np.take_along_axis(np.asarray(jax.nn.softmax(scores)), rows[..., None], axis=-1)[..., 0]
+  return (share[:1] - share[1:]).T
