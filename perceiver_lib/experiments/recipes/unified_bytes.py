@@ -37,8 +37,8 @@ How = Literal['prefix', 'general']
 
 
 def byte_model(num_bytes: int) -> UnifiedPerceiverConfig:
-  """One byte a token; 16 timesteps with 16 latents each, 128 channels throughout, 2 latent layers; a label a step."""
-  position = FourierFeatures(num_bands=31, max_resolution=(num_bytes // NUM_TIMESTEPS,))
+  """One byte a token; 16 timesteps with 16 latents each; 128 channels and 8 heads throughout, 2 latent layers."""
+  position = FourierFeatures(num_bands=7, max_resolution=(num_bytes // NUM_TIMESTEPS,))
   return UnifiedPerceiverConfig(
     input_adapter=FeatureAdapterConfig(
       num_values=1, scale=2 / 255, shift=-1, num_projected_channels=WIDTH - position.num_channels, position=position
@@ -46,6 +46,7 @@ def byte_model(num_bytes: int) -> UnifiedPerceiverConfig:
     latents=LearnedLatents(num_latents=NUM_LATENTS, num_timesteps=NUM_TIMESTEPS),
     num_latent_channels=WIDTH,
     num_self_attends_per_block=2,
+    cross_attend=LayerConfig(num_heads=8),
     self_attend=LayerConfig(num_heads=8),
     decoder=DecoderConfig(queries=LearnedQueries(num_queries=1, num_channels=WIDTH), num_outputs=10),
   )

@@ -66,7 +66,7 @@ RECIPES = {
     train_steps=3, scale=8, num_timesteps=3, stride=60, num_latents=2, num_latent_channels=16, num_layers=1,
     batch_size=2, num_held_out=4
   ),
-  'demo': FilmRecipe(train_steps=300),
+  'demo': FilmRecipe(train_steps=250),
   'full': FilmRecipe(
     train_steps=30_000, scale=1, num_timesteps=8, stride=1, num_latents=64, num_latent_channels=256, num_layers=6,
     batch_size=32
