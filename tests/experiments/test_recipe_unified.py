@@ -35,6 +35,7 @@ def word_source(count: int) -> words.WordSource:
   return words.WordSource({'letters': words.letter_ids(spelled), 'phonemes': phonemes}, spelled, variants)
 
 
+@functools.cache
 def models():
   unified = UnifiedPerceiver(speech.unified_config(RECIPE), rngs=nnx.Rngs(0))
   transformer = PrefixTransformer(speech.transformer_config(RECIPE), rngs=nnx.Rngs(0))
@@ -44,15 +45,15 @@ def models():
 @pytest.mark.parametrize('name', ['unified', 'transformer'])
 def test_no_score_knows_later_phonemes_and_all_know_every_letter(name):
   model, logits = models()[name]
-  letters = words.letter_ids(['phone'])
-  known = np.array([[words.START, 40, 41, 42, words.PAD, words.PAD, words.PAD]], np.int32)
+  letters = words.letter_ids(['phone', 'a'])
+  known = np.array([[words.START, 40, 41, 42, words.PAD, words.PAD, words.PAD]] * 2, np.int32)
   scores = jax.jit(logits)
   before = np.asarray(scores(model, letters, known))
   later, letter = known.copy(), letters.copy()
-  later[0, 2], letter[0, 4] = 50, words.FIRST_LETTER
+  later[:, 2], letter[:, 0] = 50, words.FIRST_LETTER + 9
   after = np.asarray(scores(model, letters, later))
-  assert np.array_equal(before[0, :2], after[0, :2])
-  assert np.all(np.any(before[0, 2:] != after[0, 2:], axis=-1))
+  assert np.array_equal(before[:, :2], after[:, :2])
+  assert np.all(np.any(before[:, 2:] != after[:, 2:], axis=-1))
   assert np.all(np.any(before != np.asarray(scores(model, letter, known)), axis=-1))
 
 
