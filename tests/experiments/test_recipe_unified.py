@@ -175,4 +175,4 @@ def test_an_untrained_predictor_copies_the_last_frame_and_knows_no_later_one():
   before, after, heard = (np.asarray(predict(f, s)) for f, s in ((frames, samples), (later, samples), (frames, louder)))
   assert np.array_equal(before[:, :2], after[:, :2]) and not np.array_equal(before[:, 2], after[:, 2])
   assert np.array_equal(before[:, 0], heard[:, 0])
-  assert unified_film.liveliest_clip(clips).starts[0] in (4, 8)
+  assert unified_film.lively_clip(clips).starts[0] in (4, 8)

@@ -60,7 +60,7 @@ RECIPES = {
   'smoke': DigitRecipe(
     train_steps=4, num_latents=2, num_latent_channels=16, num_layers=1, batch_size=8, num_test_images=100
   ),
-  'demo': DigitRecipe(train_steps=320),
+  'demo': DigitRecipe(train_steps=500),
   'full': DigitRecipe(train_steps=20_000, num_latents=16, num_latent_channels=128, num_layers=4),
 }
 
