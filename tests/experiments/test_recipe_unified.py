@@ -109,7 +109,7 @@ def test_the_sketch_breaks_the_rule_and_all_of_ours_keep_it():
 
 
 def test_blocks_are_planned_with_less_memory_than_the_whole_matrix():
-  size = rule.ProcessorSize(num_timesteps=16, num_latents=64, num_latent_channels=32, num_layers=2, num_heads=8)
+  size = rule.ProcessorSize(num_timesteps=32, num_latents=64, num_latent_channels=32, num_layers=2, num_heads=8)
   ours, naive = (rule.processor_gigabytes(size, naive=naive) for naive in (False, True))
   assert 0 < ours < naive / 4
 
@@ -139,8 +139,12 @@ def test_names_are_bytes_and_a_namer_spells_what_it_scores_highest():
   ids = np.asarray(unified_digits._named(model, images, same, same))
   names = jnp.asarray(ids)
   scores = [
-    np.asarray(jax.jit(unified_digits.next_letter_logits)(model, unified_digits.image_tokens(images, **moved), names))
-    for moved in ({}, {'order': place}, {'place': place})
+    np.asarray(
+      jax.jit(unified_digits.next_letter_logits)(
+        model, unified_digits.image_tokens(jnp.asarray(images), **moved), names
+      )
+    )
+    for moved in ({}, {'order': jnp.asarray(place)}, {'place': jnp.asarray(place)})
   ]
   assert np.array_equal(scores[0].argmax(-1), ids)
   assert_close(scores[1], scores[0], 10 * ROUNDING)

@@ -282,7 +282,7 @@ def spoken_error_rates(
 
 def aligned(
   logits: Logits, model: nnx.Module, word: str, letters: Int[np.ndarray, 'm'], said: Int[np.ndarray, 't']
-) -> tuple[list[str], list[str], Float[np.ndarray, 'o m']]:
+) -> tuple[list[str], list[str], Float[np.ndarray, 'o w']]:
   """Letters, phonemes, and `hidden_letter_cost` of their pairs, for `plots.alignment`."""
   [phonemes] = until(said[None], words.END)
   names = [words.PHONEMES[number - words.FIRST_PHONEME] for number in phonemes]

@@ -108,9 +108,8 @@ class ProcessorSize:
   def latents(self) -> Tokens:
     """Their shapes; nothing is allocated."""
     shape = (1, self.num_timesteps * self.num_latents)
-    return Tokens(
-      values=jax.ShapeDtypeStruct((*shape, self.num_latent_channels), jnp.float32),
-      time=jax.ShapeDtypeStruct(shape, jnp.int32),
+    return jax.eval_shape(
+      lambda: Tokens(values=jnp.zeros((*shape, self.num_latent_channels)), time=jnp.zeros(shape, jnp.int32))
     )
 
 
