@@ -63,8 +63,8 @@ class FilmRecipe:
 
 RECIPES = {
   'smoke': FilmRecipe(
-    train_steps=3, scale=8, num_timesteps=3, stride=60, num_latents=2, num_latent_channels=16, num_layers=1,
-    batch_size=2, num_held_out=4
+    train_steps=3, scale=8, patch_size=2, num_timesteps=3, stride=60, num_latents=2, num_latent_channels=16,
+    num_layers=1, batch_size=2, num_held_out=4
   ),
   'demo': FilmRecipe(train_steps=250),
   'full': FilmRecipe(

@@ -54,7 +54,7 @@ class PronunciationRecipe:
   num_layers: int = 3
   transformer_channels: int = 128
   widening_factor: int = 2
-  read_heads: int = 8
+  read_heads: int = 4
   num_heads: int = 2
   batch_size: int = 64
   learning_rate: float = 2e-3
@@ -68,7 +68,7 @@ RECIPES = {
     train_steps=4, num_latents=2, num_latent_channels=16, num_layers=1, transformer_channels=16, batch_size=8,
     num_test_words=256, num_table_words=2_000
   ),
-  'demo': PronunciationRecipe(train_steps=620, num_test_words=2_000),
+  'demo': PronunciationRecipe(train_steps=520, num_test_words=2_000),
   'full': PronunciationRecipe(
     train_steps=40_000, num_timesteps=16, num_latents=8, num_latent_channels=256, num_layers=6,
     transformer_channels=480, batch_size=512
