@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention import read
 from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.compilation import enable_compilation_cache
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.recipes.tour import filled, peak_bytes
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str]) -> int:
   if len(arguments) != 2 or not arguments[0].isdigit() or arguments[1] not in ('prefix', 'general'):
     print(f'Expected the log2 of the bytes to read, and prefix or general; got {list(arguments)}.', file=sys.stderr)
     return 2
+  enable_compilation_cache()
   print(json.dumps(measure(2 ** int(arguments[0]), arguments[1])))
   return 0
 
