@@ -25,6 +25,8 @@ _PUBLIC = {
   'PerceiverARConfig': 'models.perceiver_ar',
   'PerceiverIO': 'models.perceiver_io',
   'PerceiverIOConfig': 'models.perceiver_io',
+  'UnifiedPerceiver': 'models.unified',
+  'UnifiedPerceiverConfig': 'models.unified',
   'fit': 'training',
   'start_run': 'experiments',
 }

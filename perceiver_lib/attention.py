@@ -185,7 +185,7 @@ class KeyValueReader(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Project:
+class ProjectKeysAndValues:
   """A reader as the hashable function of explicit parameters that a `KeyStream` asks for."""
 
   graphdef: Any
@@ -231,7 +231,7 @@ def read(
   streams = []
   for source, reader in sources:
     graphdef, params = nnx.split(reader)
-    streams.append(KeyStream(project=_Project(graphdef), params=params, tokens=source))
+    streams.append(KeyStream(project=ProjectKeysAndValues(graphdef), params=params, tokens=source))
   return _streamed(q, tuple(streams), query_time, dropout, chunk_size)
 
 

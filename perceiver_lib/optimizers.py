@@ -41,10 +41,10 @@ def adamw_warmup_cosine(
 
 
 def muon_and_adam(num_steps: int, *, learning_rate: float, matrix_learning_rate: float) -> optax.GradientTransformation:
-  """Muon (Jordan 2024; optax) for matrices inside layers, Adam for tables, head, biases and scales; to zero linearly.
+  """Muon (Jordan 2024; optax) for the kernels of layers, Adam for all else; warm-up over a twentieth, then linear to 0.
 
-  Both warm up over a twentieth of the steps. Muon's step has the same size in all directions of a matrix, and small
-  sequence models learn more from each batch with it than with Adam alone.
+  Muon's step has the same size in all directions of a matrix. Tables of embeddings, positions, latents and queries, and
+  the final projection, are no maps between hidden channels: Adam trains them, with the biases and scales.
   """
   warmup = max(1, num_steps // 20)
 
@@ -64,12 +64,12 @@ def muon_and_adam(num_steps: int, *, learning_rate: float, matrix_learning_rate:
 
 
 def layer_kernels(params: Any) -> Any:
-  """Which parameters Muon turns: kernels of the layers, neither the byte table nor the head."""
+  """Which parameters Muon turns, as optax asks for it: the kernels between hidden channels."""
 
   def dimensions(path: tuple, leaf: Array) -> contrib.MuonDimensionNumbers | None:
-    names = {str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path}
-    inside = leaf.ndim == 2 and names.isdisjoint({'embedding', 'head'})
-    return contrib.MuonDimensionNumbers() if inside else None
+    names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
+    final = 'head' in names or ('output' in names and 'attention' not in names)
+    return contrib.MuonDimensionNumbers() if leaf.ndim == 2 and 'kernel' in names and not final else None
 
   return jax.tree_util.tree_map_with_path(dimensions, params)
 

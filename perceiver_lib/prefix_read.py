@@ -19,7 +19,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention import KeyValueReader, _Project, choose_chunk_size, joined_validity
+from perceiver_lib.attention import KeyValueReader, ProjectKeysAndValues, choose_chunk_size, joined_validity
 from perceiver_lib.capture import recorder
 from perceiver_lib.streaming import (
   MASKED_LOGIT,
@@ -112,7 +112,7 @@ def _dense_is_better(q: Array, sources: Sources, num_timesteps: int) -> bool:
 
 def key_stream(tokens: Tokens, reader: KeyValueReader) -> KeyStream:
   graphdef, params = nnx.split(reader)
-  return KeyStream(project=_Project(graphdef), params=params, tokens=tokens)
+  return KeyStream(project=ProjectKeysAndValues(graphdef), params=params, tokens=tokens)
 
 
 def check(sources: Sources, window: int | None) -> None:

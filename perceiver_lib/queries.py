@@ -60,8 +60,11 @@ class LearnedQueryTable(nnx.Module):
     ids, count = tokens.values, self.config.num_queries
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
       raise ValueError(f'Learned queries are chosen by integer ids [b, o]; got {ids.dtype} of shape {ids.shape}.')
-    if not isinstance(ids, jax.core.Tracer) and ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < count:
-      raise ValueError(f'There are {count} learned queries; got ids from {int(ids.min())} to {int(ids.max())}.')
+    if not isinstance(ids, jax.core.Tracer) and ids.size:
+      # NumPy, because inside jit even the minimum of a constant is a tracer.
+      known = np.asarray(ids)
+      if not 0 <= known.min() <= known.max() < count:
+        raise ValueError(f'There are {count} learned queries; got ids from {known.min()} to {known.max()}.')
     return self.table[...][ids]
 
 

@@ -30,6 +30,8 @@ def test_learned_queries_refuse_what_is_no_row():
   with pytest.raises(ValueError, match=r'integer ids \[b, o\]; got float32 of shape \(1, 2\)'):
     queries(Tokens(values=jnp.zeros((1, 2))))
   assert jax.jit(lambda ids: queries(Tokens(values=ids)))(jnp.array([[0, 4]])).shape == (1, 2, 3)
+  constant = jnp.array([[0, 4]])
+  assert jax.jit(lambda: queries(Tokens(values=constant)))().shape == (1, 2, 3)
 
 
 def test_position_queries_are_features_of_shared_or_own_positions():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -91,6 +91,29 @@ def render_mask(
     axes.set_ylabel('query' if query_time is None else 'query, with\nits time')
     _legend(figure, reasons)
   return text, theme.describe(figure, f'{title}. Mask of {num_queries} queries by {num_keys} keys: {text}')
+
+
+def render_masks(attentions: Mapping[str, tuple[Times, Times, Times]], *, title: str) -> Figure:
+  """Several masks side by side, a cell of one size in all of them.
+
+  Args:
+    attentions: name -> times of the queries [i], times of the keys [j], validity of the keys [j] or None.
+  """
+  reasons = {name: _reasons(len(q), len(k), q, k, valid) for name, (q, k, valid) in attentions.items()}
+  rows, columns = max(len(r) for r in reasons.values()), [r.shape[1] for r in reasons.values()]
+  with theme.use_theme():
+    cell = (theme.NOTEBOOK_WIDTH - 0.6 * len(columns)) / sum(columns)
+    figure = theme.new_figure(cell * rows + 1.4, title=title)
+    grid = figure.subplots(1, len(columns), width_ratios=columns, squeeze=False)[0]
+    for axes, (name, (query_time, key_time, _)) in zip(grid, attentions.items(), strict=True):
+      _draw(axes, reasons[name], query_time, key_time)
+      axes.set_anchor('N')
+      axes.set_title(name)
+      axes.set_xlabel('key, with its time')
+    grid[0].set_ylabel('query, with its time')
+    _legend(figure, *reasons.values())
+  shares = ', '.join(f'{name}: {np.mean(r == _VISIBLE):.0%} of the pairs' for name, r in reasons.items())
+  return theme.describe(figure, f'{title}. Masks side by side; what is allowed, {shares}.')
 
 
 def _draw(axes: Axes, reasons: np.ndarray, query_time: Times, key_time: Times) -> None:

@@ -224,3 +224,10 @@ def test_importing_the_plots_does_not_import_matplotlib():
   modules = ', '.join(f'perceiver_lib.plots.{name}' for name in ('attention', 'curves', 'masks', 'tables', 'theme'))
   code = f"import sys, {modules}; assert 'matplotlib' not in sys.modules"
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_masks_side_by_side_say_how_much_each_allows():
+  attentions = {'causal': ([0, 1], [0, 1], None), 'padded': ([0], [0, 0], [True, False])}
+  figure = masks.render_masks(attentions, title='Two')
+  assert theme.alt_text(figure).endswith('causal: 75% of the pairs, padded: 50% of the pairs.')
+  assert [axes.get_title(loc='left') for axes in figure.axes] == ['causal', 'padded']

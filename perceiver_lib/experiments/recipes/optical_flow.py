@@ -55,7 +55,7 @@ class FlowRecipe:
   ablation_steps: int
   size: int = 32
   num_latents: int = 64
-  num_latent_channels: int = 128
+  num_latent_channels: int = 64
   num_layers: int = 4
   num_bands: int = 16
   num_cross_heads: int = 4
@@ -63,7 +63,7 @@ class FlowRecipe:
   ramp_fraction: float = 0.6
   held_out_pairs: int = 512
   batch_size: int = 16
-  learning_rate: float = 1.5e-3
+  learning_rate: float = 2e-3
 
 
 RECIPES = {
@@ -71,7 +71,7 @@ RECIPES = {
     train_steps=4, ablation_steps=2, size=16, num_latents=4, num_latent_channels=16, num_layers=1, num_bands=4,
     held_out_pairs=8, batch_size=4, num_cross_heads=2,
   ),
-  'demo': FlowRecipe(train_steps=2_600, ablation_steps=100, num_layers=2, held_out_pairs=256),
+  'demo': FlowRecipe(train_steps=2_600, ablation_steps=100, held_out_pairs=256),
   'full': FlowRecipe(
     train_steps=100_000, ablation_steps=20_000, num_latents=256, num_latent_channels=256, num_layers=12,
     num_queries=1_024, batch_size=64, learning_rate=1e-3,

@@ -1,0 +1,131 @@
+"""What a million bytes over sixteen timesteps cost the unified model, for notebook 08.
+
+`python -m perceiver_lib.experiments.recipes.unified_bytes 20 prefix` measures one training step on 2^20 bytes in a
+process of its own and prints one line of JSON; only a fresh process has a peak of memory that says something.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import repeat
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perceiver_lib.adapters import FeatureAdapterConfig
+from perceiver_lib.attention import read
+from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.compilation import enable_compilation_cache
+from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.experiments.environment import kernel_environment, peak_bytes
+from perceiver_lib.experiments.recipes.tour import filled
+from perceiver_lib.losses import cross_entropy
+from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
+from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.queries import LearnedQueries
+from perceiver_lib.tokens import Tokens
+
+NUM_TIMESTEPS, NUM_LATENTS, WIDTH = 16, 16, 128
+How = Literal['prefix', 'general']
+
+
+def byte_model(num_bytes: int) -> UnifiedPerceiverConfig:
+  """One byte a token; 16 timesteps with 16 latents each; 128 channels and 8 heads throughout, 2 latent layers."""
+  position = FourierFeatures(num_bands=7, max_resolution=(num_bytes // NUM_TIMESTEPS,))
+  return UnifiedPerceiverConfig(
+    input_adapter=FeatureAdapterConfig(
+      num_values=1, scale=2 / 255, shift=-1, num_projected_channels=WIDTH - position.num_channels, position=position
+    ),
+    latents=LearnedLatents(num_latents=NUM_LATENTS, num_timesteps=NUM_TIMESTEPS),
+    num_latent_channels=WIDTH,
+    num_self_attends_per_block=2,
+    cross_attend=LayerConfig(num_heads=8),
+    self_attend=LayerConfig(num_heads=8),
+    decoder=DecoderConfig(queries=LearnedQueries(num_queries=1, num_channels=WIDTH), num_outputs=10),
+  )
+
+
+def byte_tokens(num_bytes: int, seed: int = 0) -> Tokens:
+  """Random bytes, equally many a timestep; their place within it is their position."""
+  values = np.random.default_rng(seed).integers(0, 256, (1, num_bytes), np.uint8)
+  place = np.tile(np.linspace(-1, 1, num_bytes // NUM_TIMESTEPS, dtype=np.float32), NUM_TIMESTEPS)
+  times = np.arange(NUM_TIMESTEPS, dtype=np.int32).repeat(num_bytes // NUM_TIMESTEPS)
+  return Tokens(values=jnp.asarray(values), position=jnp.asarray(place)[None, :, None], time=jnp.asarray(times)[None])
+
+
+def encode_generally(model: UnifiedPerceiver, inputs: Tokens) -> Tokens:
+  """`model.encode` with the streamed read that any queries may use: T x S rows of logits for every byte."""
+  steps = jnp.arange(NUM_TIMESTEPS, dtype=jnp.int32)
+  q = repeat(model.question(inputs.batch_size), 'b h s k -> b h (t s) k', t=NUM_TIMESTEPS)
+  query_time = repeat(steps, 't -> b (t s)', b=inputs.batch_size, s=NUM_LATENTS)
+  latents = model.answer(read(q, model.sources(inputs), query_time=query_time), steps)
+  return model.blocks[0](latents, num_latents_per_timestep=NUM_LATENTS, remat=True)
+
+
+def loss_of(model: UnifiedPerceiver, inputs: Tokens, how: How) -> Float[Array, '']:
+  """The cross-entropy of a label at each timestep."""
+  latents = model.encode(inputs, remat=True) if how == 'prefix' else encode_generally(model, inputs)
+  steps = jnp.arange(NUM_TIMESTEPS, dtype=jnp.int32)[None]
+  logits = model.decode(latents, Tokens(values=jnp.zeros_like(steps), time=steps))
+  return cross_entropy(logits, steps % 10)
+
+
+def measure(num_bytes: int, how: How) -> dict[str, Any]:
+  """One step, forward and backward, compiled before the clock starts.
+
+  Returns:
+    `peak_gigabytes` of this process, `temporary_megabytes` of the compiled step, and the `loss`, by which one sees
+    that both reads compute the same.
+  """
+  tokens = byte_tokens(num_bytes)
+  graphdef, params = nnx.split(filled(UnifiedPerceiver, byte_model(num_bytes), scale=0.05, seed=0))
+
+  def loss(params: Any, tokens: Tokens) -> Float[Array, '']:
+    return loss_of(nnx.merge(graphdef, params), tokens, how)
+
+  step = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile()
+  begin = time.perf_counter()
+  value, _ = jax.block_until_ready(step(params, tokens))
+  return {
+    'how': how,
+    'num_bytes': num_bytes,
+    'seconds': time.perf_counter() - begin,
+    'peak_gigabytes': peak_bytes() / 1e9,
+    'temporary_megabytes': step.memory_analysis().temp_size_in_bytes / 1e6,
+    'loss': float(value),
+  }
+
+
+def measure_in_fresh_process(log2_bytes: int, how: How) -> dict[str, Any]:
+  """`measure` in a Python of its own, on the CPU; raises a RuntimeError with its last line if it fails."""
+  done = subprocess.run(
+    [sys.executable, '-m', 'perceiver_lib.experiments.recipes.unified_bytes', str(log2_bytes), how],
+    capture_output=True,
+    text=True,
+    env={**kernel_environment(), 'JAX_PLATFORMS': 'cpu'},
+  )
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
+    raise RuntimeError(f'Measuring 2^{log2_bytes} bytes ended with status {done.returncode}: {last}')
+  return json.loads(done.stdout)
+
+
+def main(arguments: Sequence[str]) -> int:
+  if len(arguments) != 2 or not arguments[0].isdigit() or arguments[1] not in ('prefix', 'general'):
+    print(f'Expected the log2 of the bytes to read, and prefix or general; got {list(arguments)}.', file=sys.stderr)
+    return 2
+  enable_compilation_cache()
+  print(json.dumps(measure(2 ** int(arguments[0]), arguments[1])))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""What notebook 08 shows of the unified model without training: the rule, its special cases, and what masking costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perceiver_lib.adapters import FeatureAdapterConfig
+from perceiver_lib.attention import KeyValueReader, attend
+from perceiver_lib.block_causal import CausalLatentBlock
+from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.experiments.recipes.tour import abstract, filled
+from perceiver_lib.experiments.recipes.tour_probes import Probe
+from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
+from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.queries import PositionQueries, position_queries
+from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
+
+INPUT_TIMES = (2, 0, SOURCE_TIME, 1, 3, 1, 0, 2)
+"""Of eight inputs in no order; the last but one is padding."""
+INPUT_VALID = (True,) * 6 + (False, True)
+QUERY_TIMES = (0, 1, 1, 2, 3)
+NUM_LATENTS, NUM_TIMESTEPS = 2, 4
+
+
+def probes(seed: int) -> list[Probe]:
+  """The published sketch, then this model in two kinds, all on the inputs of `INPUT_TIMES`.
+
+  The sketch (Yeevani 2024) masks what latents read and what queries read; its latents see each other without a mask.
+  """
+  kinds = {'full': {}, 'window of 1': {'encoder_window': 1}}
+  models = {name: tiny_model(seed, **changes) for name, changes in kinds.items()}
+  return [
+    _probe('published sketch', models['full'], as_sketched),
+    *(_probe(f'ours, {name}', model, lambda model, inputs: model.encode(inputs)) for name, model in models.items()),
+  ]
+
+
+def tiny_model(seed: int, *, encoder_window: int | None = None) -> UnifiedPerceiver:
+  """A unified model with two latents for each of four timesteps, every parameter random."""
+  adapter = FeatureAdapterConfig(num_values=1, position=FourierFeatures(num_bands=3, max_resolution=(8,)))
+  config = UnifiedPerceiverConfig.tiny(adapter, _decoder(adapter), num_timesteps=NUM_TIMESTEPS)
+  latents = LearnedLatents(num_latents=NUM_LATENTS, num_timesteps=NUM_TIMESTEPS, encoder_window=encoder_window)
+  config = dataclasses.replace(config, latents=latents, num_self_attends_per_block=1)
+  return filled(UnifiedPerceiver, config, scale=0.3, seed=seed)
+
+
+def _decoder(adapter: FeatureAdapterConfig) -> DecoderConfig:
+  return DecoderConfig(queries=PositionQueries(position=adapter.position), num_outputs=3)
+
+
+def as_sketched(model: UnifiedPerceiver, inputs: Tokens) -> Tokens:
+  """Latents whose processor knows no time."""
+  latents = model.read(inputs)
+  unmasked = model.blocks[0](dataclasses.replace(latents, time=None), num_latents_per_timestep=NUM_LATENTS)
+  return dataclasses.replace(latents, values=unmasked.values)
+
+
+def _probe(name: str, model: UnifiedPerceiver, encode: Callable[[UnifiedPerceiver, Tokens], Tokens]) -> Probe:
+  times, valid = jnp.array([INPUT_TIMES], jnp.int32), jnp.array([INPUT_VALID])
+  asked = jnp.array([QUERY_TIMES], jnp.int32)
+  queries = position_queries(jnp.linspace(-1, 1, len(QUERY_TIMES))[:, None], batch_size=1, time=asked)
+  position = jnp.linspace(-1, 1, len(INPUT_TIMES))[None, :, None]
+
+  def outputs(values: Float[Array, '1 m 1']) -> Float[Array, '1 o e']:
+    return model.decode(encode(model, Tokens(values=values, position=position, time=times, valid=valid)), queries)
+
+  return Probe(name=name, outputs=outputs, allowed=np.asarray(may_attend(asked, times, valid)[0]))
+
+
+def largest_differences(
+  first: tuple[Callable[..., Array], nnx.Module], second: tuple[Callable[..., Array], nnx.Module], values: Array
+) -> tuple[float, float]:
+  """Of the outputs and of all gradients of two functions `(model, values)`, over the largest magnitude of each."""
+
+  def outputs_and_gradients(function: Callable[..., Array], model: nnx.Module) -> tuple[Array, Array]:
+    def loss(model: nnx.Module, values: Array) -> tuple[Array, Array]:
+      outputs = function(model, values)
+      return jnp.sum(jnp.sin(outputs)), outputs
+
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(model, values)
+    by_name = {'.'.join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(gradients[0]))}
+    return outputs, jnp.concatenate([jnp.ravel(by_name[name]) for name in sorted(by_name)] + [jnp.ravel(gradients[1])])
+
+  pairs = zip(outputs_and_gradients(*first), outputs_and_gradients(*second), strict=True)
+  return tuple(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessorSize:
+  """T x S latents of D channels through layers of so many heads."""
+
+  num_timesteps: int = 64
+  num_latents: int = 128
+  num_latent_channels: int = 256
+  num_layers: int = 6
+  num_heads: int = 8
+
+  def latents(self) -> Tokens:
+    """Their shapes; nothing is allocated."""
+    shape = (1, self.num_timesteps * self.num_latents)
+    return jax.eval_shape(
+      lambda: Tokens(values=jnp.zeros((*shape, self.num_latent_channels)), time=jnp.zeros(shape, jnp.int32))
+    )
+
+
+def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
+  """What the compiler sets aside for forward and backward through the latents' self-attention, without running it.
+
+  Args:
+    naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `CausalLatentBlock` with remat.
+  """
+  make = functools.partial(CausalLatentBlock, num_channels=size.num_latent_channels, num_layers=size.num_layers)
+  graphdef, params = nnx.split(abstract(make, LayerConfig(num_heads=size.num_heads)))
+
+  def loss(params: Any, latents: Tokens) -> Float[Array, '']:
+    block = nnx.merge(graphdef, params)
+    if naive:
+      for layer in block.layers:
+        latents = _with_whole_matrix(layer, latents)
+    else:
+      latents = block(latents, num_latents_per_timestep=size.num_latents, remat=True)
+    return jnp.mean(jnp.square(latents.values))
+
+  step = jax.jit(jax.value_and_grad(loss)).lower(params, size.latents()).compile()
+  return step.memory_analysis().temp_size_in_bytes / 1e9
+
+
+def _with_whole_matrix(layer: Any, latents: Tokens) -> Tokens:
+  normed = dataclasses.replace(latents, values=layer.norm(latents.values))
+  q = layer.attention.project_queries(normed.values, None)
+  k, v = KeyValueReader(None, None, layer.attention)(normed)
+  heads = attend(q, k, v, query_time=latents.time, key_time=latents.time)
+  return layer.finish(latents, heads, rngs=None)
