@@ -60,7 +60,7 @@ class FlowRecipe:
   num_bands: int = 16
   num_cross_heads: int = 4
   num_queries: int = 64
-  ramp_fraction: float = 0.6
+  ramp_fraction: float = 0.3
   held_out_pairs: int = 512
   batch_size: int = 16
   learning_rate: float = 2e-3
