@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,9 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig, num_parameters
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.experiments.environment import kernel_environment, peak_bytes
+from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.notebooks import discover
+from perceiver_lib.experiments.processes import answer_of
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
@@ -203,17 +203,8 @@ def measure(num_bytes: int) -> dict[str, float]:
 
 
 def measure_in_fresh_process(log2_bytes: int) -> dict[str, float]:
-  """`measure` in a Python of its own, on the CPU; raises a RuntimeError with its last line if it fails."""
-  done = subprocess.run(
-    [sys.executable, '-m', 'perceiver_lib.experiments.recipes.tour', str(log2_bytes)],
-    capture_output=True,
-    text=True,
-    env={**kernel_environment(), 'JAX_PLATFORMS': 'cpu'},
-  )
-  if done.returncode:
-    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
-    raise RuntimeError(f'Measuring 2^{log2_bytes} bytes ended with status {done.returncode}: {last}')
-  return json.loads(done.stdout)
+  """`measure` in a process of its own."""
+  return answer_of('perceiver_lib.experiments.recipes.tour', log2_bytes)
 
 
 def measure_all(recipe: TourRecipe) -> list[dict[str, float]]:

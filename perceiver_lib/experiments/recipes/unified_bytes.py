@@ -7,7 +7,6 @@ process of its own and prints one line of JSON; only a fresh process has a peak 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,8 @@ from perceiver_lib.attention import read
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.compilation import enable_compilation_cache
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.environment import kernel_environment, peak_bytes
+from perceiver_lib.experiments.environment import peak_bytes
+from perceiver_lib.experiments.processes import answer_of
 from perceiver_lib.experiments.recipes.tour import filled
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
@@ -105,17 +105,8 @@ def measure(num_bytes: int, how: How) -> dict[str, Any]:
 
 
 def measure_in_fresh_process(log2_bytes: int, how: How) -> dict[str, Any]:
-  """`measure` in a Python of its own, on the CPU; raises a RuntimeError with its last line if it fails."""
-  done = subprocess.run(
-    [sys.executable, '-m', 'perceiver_lib.experiments.recipes.unified_bytes', str(log2_bytes), how],
-    capture_output=True,
-    text=True,
-    env={**kernel_environment(), 'JAX_PLATFORMS': 'cpu'},
-  )
-  if done.returncode:
-    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
-    raise RuntimeError(f'Measuring 2^{log2_bytes} bytes ended with status {done.returncode}: {last}')
-  return json.loads(done.stdout)
+  """`measure` in a process of its own."""
+  return answer_of('perceiver_lib.experiments.recipes.unified_bytes', log2_bytes, how)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +19,10 @@ from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention import KeyValueReader, attend
 from perceiver_lib.block_causal import CausalLatentBlock
 from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.compilation import enable_compilation_cache
 from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.experiments.environment import peak_bytes
+from perceiver_lib.experiments.processes import answer_of
 from perceiver_lib.experiments.recipes.tour import abstract, filled
 from perceiver_lib.experiments.recipes.tour_probes import Probe
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
@@ -113,8 +118,8 @@ class ProcessorSize:
     )
 
 
-def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
-  """What the compiler sets aside for forward and backward through the latents' self-attention, without running it.
+def compiled_processor(size: ProcessorSize, *, naive: bool) -> tuple[Any, Any]:
+  """Forward and backward through the latents' self-attention, compiled but not run, and the shapes of its parameters.
 
   Args:
     naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `CausalLatentBlock` with remat.
@@ -131,8 +136,30 @@ def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
       latents = block(latents, num_latents_per_timestep=size.num_latents, remat=True)
     return jnp.mean(jnp.square(latents.values))
 
-  step = jax.jit(jax.value_and_grad(loss)).lower(params, size.latents()).compile()
+  return jax.jit(jax.value_and_grad(loss)).lower(params, size.latents()).compile(), params
+
+
+def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
+  """What the compiler sets aside for the step of `compiled_processor`."""
+  step, _ = compiled_processor(size, naive=naive)
   return step.memory_analysis().temp_size_in_bytes / 1e9
+
+
+def processor_peak_gigabytes(size: ProcessorSize) -> float:
+  """The most memory of a process of its own that runs one step without the whole matrix."""
+  return answer_of('perceiver_lib.experiments.recipes.unified_rule', size.num_timesteps)['peak_gigabytes']
+
+
+def run_processor(size: ProcessorSize) -> dict[str, float]:
+  """One step with random numbers; `peak_gigabytes` of this process."""
+  step, shapes = compiled_processor(size, naive=False)
+  random = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.02, leaf.shape).astype(np.float32)), shapes)
+  num_rows = size.num_timesteps * size.num_latents
+  values = random.normal(size=(1, num_rows, size.num_latent_channels)).astype(np.float32)
+  time = np.arange(size.num_timesteps, dtype=np.int32).repeat(size.num_latents)
+  jax.block_until_ready(step(params, Tokens(values=jnp.asarray(values), time=jnp.asarray(time)[None])))
+  return {'peak_gigabytes': peak_bytes() / 1e9}
 
 
 def _with_whole_matrix(layer: Any, latents: Tokens) -> Tokens:
@@ -141,3 +168,16 @@ def _with_whole_matrix(layer: Any, latents: Tokens) -> Tokens:
   k, v = KeyValueReader(None, None, layer.attention)(normed)
   heads = attend(q, k, v, query_time=latents.time, key_time=latents.time)
   return layer.finish(latents, heads, rngs=None)
+
+
+def main(arguments: Sequence[str]) -> int:
+  if len(arguments) != 1 or not arguments[0].isdigit() or not int(arguments[0]):
+    print(f'Expected the number of timesteps; got {list(arguments)}.', file=sys.stderr)
+    return 2
+  enable_compilation_cache()
+  print(json.dumps(run_processor(ProcessorSize(num_timesteps=int(arguments[0])))))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
