@@ -14,7 +14,7 @@ from flax import nnx
 
 from perceiver_lib.experiments.recipes import tour, tour_probes
 from perceiver_lib.models.perceiver import Perceiver
-from tests.support import STREAMED, assert_close
+from tests.support import ROUNDING, STREAMED, assert_close
 
 
 def test_the_gradients_of_a_causal_model_keep_the_rule_and_those_of_a_leaking_one_do_not():
@@ -84,3 +84,9 @@ def test_the_map_lists_a_notebook_that_exists(tmp_path):
   ]
   (tmp_path / '07_topic.ipynb').write_text(json.dumps({'cells': cells}))
   assert tour.suite_map(tmp_path).splitlines()[-1] == '| `07_topic` | A title | profile, seed |'
+
+
+def test_the_unified_model_equals_its_special_cases():
+  differences = tour_probes.special_cases(1)
+  assert len(differences) == 3
+  assert max(differences.values()) < ROUNDING

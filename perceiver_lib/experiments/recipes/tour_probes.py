@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.adapters import FeatureAdapterConfig
@@ -19,10 +20,16 @@ from perceiver_lib.experiments.recipes.tour import filled
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
-from perceiver_lib.models.unified import UnifiedPerceiver, UnifiedPerceiverConfig
+from perceiver_lib.models.unified import (
+  IdentityDecoderConfig,
+  InputLatents,
+  LearnedLatents,
+  UnifiedPerceiver,
+  UnifiedPerceiverConfig,
+)
 from perceiver_lib.plots import theme
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.queries import PositionQueries, position_queries
+from perceiver_lib.queries import LearnedQueries, PositionQueries, position_queries
 from perceiver_lib.tokens import Tokens, may_attend
 
 if TYPE_CHECKING:
@@ -161,3 +168,55 @@ def gradient_figure(moved: Sequence[tuple[Probe, Float[np.ndarray, 'o m']]]) -> 
     figure,
     f'Masks above and Jacobians below for {names}: {wrong} pairs differ. Crosses mark gradients of exactly zero.',
   )
+
+
+def special_cases(seed: int) -> dict[str, float]:
+  """How far the unified model is from its special cases with the same weights: outputs, over their largest magnitude.
+
+  One timestep is Perceiver IO, whose mean latent is that of a Perceiver with one read; one latent a timestep, made of
+  that timestep's input, is Perceiver AR. Notebook 08 compares gradients too.
+  """
+  numbers = FeatureAdapterConfig(num_values=3, num_projected_channels=12)
+  layer = LayerConfig(num_heads=2)
+  decoder = DecoderConfig(queries=LearnedQueries(num_queries=5, num_channels=8), num_outputs=4)
+  shared = {
+    'input_adapter': numbers,
+    'num_latent_channels': 12,
+    'num_self_attends_per_block': 1,
+    'cross_attend': layer,
+    'self_attend': layer,
+  }
+  last_inputs = {'latents': InputLatents(num_latents=5), 'decoder': IdentityDecoderConfig(num_outputs=4)}
+  one_step = {'latents': LearnedLatents(num_latents=3, timestep_table=False), 'decoder': decoder}
+  as_ar = {name: value for name, value in shared.items() if name != 'num_self_attends_per_block'}
+  ar = filled(
+    PerceiverAR, PerceiverARConfig(num_latents=5, num_outputs=4, num_self_attends=1, **as_ar), scale=0.2, seed=seed
+  )
+  io = filled(PerceiverIO, PerceiverIOConfig(num_latents=3, decoder=decoder, **shared), scale=0.2, seed=seed)
+  perceiver = filled(Perceiver, PerceiverConfig(num_latents=3, num_outputs=2, **shared), scale=0.2, seed=seed)
+  like_ar = filled(UnifiedPerceiver, UnifiedPerceiverConfig(**shared, **last_inputs), scale=0.2, seed=seed + 1)
+  like_io = filled(UnifiedPerceiver, UnifiedPerceiverConfig(**shared, **one_step), scale=0.2, seed=seed + 1)
+  nnx.update(like_ar, nnx.state(ar))
+  nnx.update(like_io, nnx.state(io))
+  encoder = {name: leaves for name, leaves in nnx.state(perceiver).items() if name != 'head'}
+  nnx.update(io_of_perceiver := nnx.clone(io), nnx.State(encoder))
+
+  values = jax.random.normal(jax.random.key(seed), (2, 9, 3))
+  plain, asked = Tokens(values=values), jnp.tile(jnp.arange(5, dtype=jnp.int32), (2, 1))
+  zeros = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
+  in_order = dataclasses.replace(plain, time=jnp.tile(jnp.arange(9, dtype=jnp.int32), (2, 1)))
+  at_once, query = dataclasses.replace(plain, time=zeros(2, 9)), Tokens(values=asked)
+
+  @jax.jit
+  def pairs() -> dict[str, tuple[Array, Array]]:
+    timed = dataclasses.replace(query, time=zeros(2, 5))
+    return {
+      'one timestep: Perceiver IO': (like_io(at_once, timed), io(plain, query)),
+      'one latent a timestep: Perceiver AR': (like_ar(in_order).values, ar(plain).values),
+      "one read and a mean: Perceiver's latents": (
+        io_of_perceiver.encode(plain).values.mean(1),
+        perceiver.encode(plain).values.mean(1),
+      ),
+    }
+
+  return {name: float(jnp.abs(a - b).max() / jnp.abs(b).max()) for name, (a, b) in pairs().items()}
