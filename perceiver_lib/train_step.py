@@ -18,7 +18,7 @@ LossFn = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
 
 
 def functional_loss(graphdef: Any, loss_fn: LossFn) -> Callable:
-  """(params, rest, batch, key) -> (loss, (metrics, rest)): the loss without a module, `rest` after the call included."""
+  """(params, rest, batch, key) -> (loss, (metrics, rest)): the loss without a module, and `rest` after it."""
 
   # jit here traces the model once for both its shapes and its gradient; inline leaves no trace in the program.
   @jax.jit(inline=True)
