@@ -35,7 +35,7 @@ def forward_call(graphdef: Any, weights: Any, forward: Callable[..., Any], *inpu
 
 
 def train_call(graphdef: Any, weights: Any, loss: Callable[..., jax.Array], *inputs: Any) -> Call:
-  """One step of AdamW as `fit` takes it: the old state's buffers are reused, and freed memory stays with the process."""
+  """One step of AdamW as `fit` takes it: the old state's buffers are reused, freed memory stays."""
   keep_freed_memory()
   optimizer = optax.adamw(LEARNING_RATE)
 
