@@ -78,7 +78,7 @@ RECIPES = {
     long_layers=1, long_transformer_layers=1, long_radius=1, num_long_windows=2, num_test_windows=64,
   ),
   'demo': TextRecipe(
-    train_steps=7_000, comparison_steps=250, question_steps=250, long_steps=100,
+    train_steps=9_000, comparison_steps=250, question_steps=250, long_steps=100,
     shapes=((16, 192), (32, 128), (64, 64)),
   ),
   'full': TextRecipe(
