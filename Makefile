@@ -22,7 +22,7 @@ reproduce: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)
-	@$(RUN_PYTHON) -m pytest -n auto $(ARGS)
+	@$(RUN_PYTHON) -m pytest -n auto --dist worksteal $(ARGS)
 
 lab: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib lab

@@ -34,7 +34,8 @@ def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path
     )
     return None
   jax.config.update('jax_compilation_cache_dir', str(directory))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  # Also the small programs of single operations: there are hundreds in a notebook, and to load one takes 2 ms, not 30.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   # JAX decides once a process whether it has a cache, at the first compilation, which may have been before this call.
   from jax.experimental.compilation_cache import compilation_cache
 

@@ -46,20 +46,24 @@ def initial_state(params, rest, optimizer, seed, loss_of, example, *, ema: bool)
   for name, metric in metrics.items():
     if metric.shape != ():
       raise ValueError(f'metric {name!r} of loss_fn must be a scalar, a mean over the batch; got shape {metric.shape}.')
-  # Copies, because the step donates its state: the caller's model must survive it.
-  params, rest = jax.tree.map(jnp.copy, (params, rest))
-  state = {
-    'params': params,
-    'rest': rest,
-    'opt_state': optimizer.init(params),
-    'step': jnp.int32(0),
-    'key': key,
-    'window': {name: jnp.float32(0) for name in [*metrics, 'loss', 'gradient_norm']},
-    'first_bad': {'step': jnp.int32(0), 'loss': jnp.float32(0)},
-  }
-  if ema:
-    state['ema'] = jax.tree.map(jnp.copy, params)
-  return state
+
+  # One program, because eager initialisation compiles several for every shape of parameter.
+  @jax.jit
+  def made(params, rest, key):
+    # Copies, because the step donates its state: the caller's model must survive it.
+    params, rest = jax.tree.map(jnp.copy, (params, rest))
+    state = {
+      'params': params,
+      'rest': rest,
+      'opt_state': optimizer.init(params),
+      'step': jnp.int32(0),
+      'key': key,
+      'window': {name: jnp.float32(0) for name in [*metrics, 'loss', 'gradient_norm']},
+      'first_bad': {'step': jnp.int32(0), 'loss': jnp.float32(0)},
+    }
+    return state | ({'ema': jax.tree.map(jnp.copy, params)} if ema else {})
+
+  return made(params, rest, key)
 
 
 def make_train_step(loss_of: Callable, optimizer: Any, ema_decay: float | None, log_every: int) -> Callable:

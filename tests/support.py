@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,11 @@ def assert_close(actual, expected, tolerance: float = ROUNDING) -> None:
     a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
     assert a.shape == e.shape
     np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, np.abs(e).max(initial=0.0)))
+
+
+def compiled(function: Callable, *arguments: Any, **settings: Any) -> Any:
+  """The call as one program: an eager one compiles each operation by itself, which takes several times as long."""
+  return jax.jit(functools.partial(function, **settings))(*arguments)
 
 
 @contextlib.contextmanager

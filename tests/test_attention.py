@@ -16,7 +16,7 @@ from perceiver_lib.attention import DENSE_LOGITS, Attention, KeyValueReader, att
 from perceiver_lib.streaming import Dropout
 from perceiver_lib.tokens import Tokens, may_attend
 from tests.reference import make_golden
-from tests.support import GOLDEN, STREAMED, as_users_call, assert_close, set_parameters
+from tests.support import GOLDEN, STREAMED, as_users_call, assert_close, compiled, set_parameters
 
 BATCH, HEADS, QUERIES, KEYS, QK, V = 2, 3, 5, 13, 7, 11
 
@@ -42,8 +42,9 @@ def test_the_jacobian_is_zero_exactly_where_the_rule_says_no(chunk_size):
     # sin makes the sum over channels depend on every one of them.
     return jnp.sum(jnp.sin(attend(q, k, v, chunk_size=chunk_size, **masks)[:, :, query]))
 
+  gradient = jax.jit(jax.grad(total, argnums=(0, 1)))
   for query in range(QUERIES):
-    d_k, d_v = jax.grad(total, argnums=(0, 1))(k, v, query)
+    d_k, d_v = gradient(k, v, query)
     reached_v = np.abs(np.asarray(d_v)).sum(axis=(1, 3)) > 0
     np.testing.assert_array_equal(reached_v, allowed[:, query])
     alone = allowed[:, query].sum(axis=-1, keepdims=True) < 2  # softmax over one key is constant in that key
@@ -51,32 +52,37 @@ def test_the_jacobian_is_zero_exactly_where_the_rule_says_no(chunk_size):
     np.testing.assert_array_equal(reached_k, allowed[:, query] & ~alone)
 
 
-@settings(max_examples=15, deadline=None)
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(chunk_size, arrays, cotangent, masks, dropout):
+  output, pull_back = jax.vjp(functools.partial(attend, chunk_size=chunk_size, dropout=dropout, **masks), *arrays)
+  return output, pull_back(cotangent)
+
+
+# Each is compiled once, whatever the seeds: a single key, fewer keys than a chunk, chunks that fit and that do not.
+@settings(max_examples=24, deadline=None)
 @given(
   seed=st.integers(0, 2**16),
-  batch=st.integers(1, 3),
-  heads=st.integers(1, 3),
-  queries=st.integers(1, 7),
-  keys=st.integers(1, 23),
-  chunk_size=st.integers(1, 29),
-  given_masks=st.sets(st.sampled_from(['time', 'valid'])),
-  dropout=st.booleans(),
+  how=st.sampled_from(
+    [
+      ((1, 1, 1, 1), 1, ('time', 'valid'), True),
+      ((2, 3, 5, 13), 4, ('time', 'valid'), True),
+      ((2, 3, 5, 13), 13, ('time',), False),
+      ((3, 2, 7, 23), 1, ('valid',), False),
+      ((3, 2, 7, 23), 8, ('time', 'valid'), False),
+      ((1, 3, 6, 22), 29, ('time',), True),
+      ((3, 1, 2, 16), 4, (), True),
+      ((2, 2, 4, 9), 7, (), False),
+    ]
+  ),
 )
-def test_streamed_equals_dense_in_values_and_gradients(
-  seed, batch, heads, queries, keys, chunk_size, given_masks, dropout
-):
-  arrays, masks = operands(seed, batch, heads, queries, keys)
+def test_streamed_equals_dense_in_values_and_gradients(seed, how):
+  shape, chunk_size, given_masks, dropout = how
+  arrays, masks = operands(seed, *shape)
   kept = {name: mask for name, mask in masks.items() if name.split('_')[1] in given_masks}
   drop = Dropout(rate=0.4, seed=jax.random.key(seed)) if dropout else None
-  cotangent = jnp.asarray(np.random.default_rng(seed).normal(size=(batch, heads, queries, V)), jnp.float32)
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def run(chunk_size):
-    function = functools.partial(attend, chunk_size=chunk_size, dropout=drop, **kept)
-    output, pull_back = jax.vjp(function, *arrays)
-    return output, pull_back(cotangent)
-
-  assert_close(run(chunk_size), run(None), STREAMED)
+  cotangent = jnp.asarray(np.random.default_rng(seed).normal(size=(*shape[:3], V)), jnp.float32)
+  streamed, dense = (value_and_gradients(size, arrays, cotangent, kept, drop) for size in (chunk_size, None))
+  assert_close(streamed, dense, STREAMED)
 
 
 @pytest.mark.parametrize('chunk_size', [None, 5])
@@ -88,10 +94,11 @@ def test_rows_that_may_attend_to_nothing_are_exactly_zero_with_finite_gradients(
   def output(q, k, v):
     return attend(q, k, v, chunk_size=chunk_size, **masks)
 
-  out = np.asarray(output(q, k, v))
+  out = np.asarray(compiled(output, q, k, v))
   assert np.all(out[0, :, 2] == 0) and np.all(out[1] == 0)
   assert np.any(out[0] != 0)
-  gradients = jax.grad(lambda *args: jnp.sum(output(*args) ** 2 + output(*args)), argnums=(0, 1, 2))(q, k, v)
+  gradient = jax.grad(lambda *args: jnp.sum(output(*args) ** 2 + output(*args)), argnums=(0, 1, 2))
+  gradients = compiled(gradient, q, k, v)
   assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
   assert np.all(np.asarray(gradients[0])[0, :, 2] == 0)
 
@@ -99,11 +106,10 @@ def test_rows_that_may_attend_to_nothing_are_exactly_zero_with_finite_gradients(
 @pytest.mark.parametrize('chunk_size', [None, 5])
 def test_garbage_in_later_or_invalid_keys_changes_no_bit(chunk_size):
   (q, k, v), masks = operands()
-  out = np.asarray(attend(q, k, v, chunk_size=chunk_size, **masks))
+  run = jax.jit(functools.partial(attend, chunk_size=chunk_size, **masks))
+  out = np.asarray(run(q, k, v))
   hidden = np.asarray((masks['key_time'] > 1) | ~masks['key_valid'])[:, None, :, None]
-  spoiled = np.asarray(
-    attend(q, jnp.where(hidden, jnp.nan, k), jnp.where(hidden, jnp.nan, v), chunk_size=chunk_size, **masks)
-  )
+  spoiled = np.asarray(run(q, jnp.where(hidden, jnp.nan, k), jnp.where(hidden, jnp.nan, v)))
   early = np.broadcast_to(np.asarray(masks['query_time'] <= 1)[:, None], out.shape[:3])
   np.testing.assert_array_equal(spoiled[early], out[early])
   late = (
@@ -116,7 +122,7 @@ def test_dropout_is_unbiased_and_really_drops():
   (q, k, v), _ = operands(queries=1)
   plain = attend(q, k, v)
   seeds = jax.random.split(jax.random.key(0), 4_000)
-  dropped = jax.vmap(lambda seed: attend(q, k, v, dropout=Dropout(rate=0.5, seed=seed)))(seeds)
+  dropped = compiled(jax.vmap(lambda seed: attend(q, k, v, dropout=Dropout(rate=0.5, seed=seed))), seeds)
   assert float(jnp.std(dropped, axis=0).min()) > 0.01
   standard_error = jnp.std(dropped, axis=0) / 4_000**0.5
   assert float(jnp.max(jnp.abs(jnp.mean(dropped, axis=0) - plain) / standard_error)) < 5
@@ -159,14 +165,14 @@ def test_golden_attention_with_separate_widths(chunk_size):
   tokens = Tokens(
     values=jnp.asarray(inputs['key']), time=jnp.asarray(inputs['key_time']), valid=jnp.asarray(inputs['key_valid'])
   )
-  q = attention.project_queries(jnp.asarray(inputs['query']), None)
-  heads = read(
-    q,
-    [(tokens, KeyValueReader(None, None, attention))],
-    query_time=jnp.asarray(inputs['query_time']),
-    chunk_size=chunk_size,
-  )
-  assert_close(attention.merge_heads(heads), outputs['output'], GOLDEN)
+
+  def run(query, query_time):
+    sources = [(tokens, KeyValueReader(None, None, attention))]
+    q = attention.project_queries(query, None)
+    return attention.merge_heads(read(q, sources, query_time=query_time, chunk_size=chunk_size))
+
+  output = compiled(run, jnp.asarray(inputs['query']), jnp.asarray(inputs['query_time']))
+  assert_close(output, outputs['output'], GOLDEN)
 
 
 def test_several_sources_share_one_softmax():
@@ -179,8 +185,9 @@ def test_several_sources_share_one_softmax():
   whole = Tokens(values=values, time=masks['key_time'], valid=masks['key_valid'])
   parts = [jax.tree.map(lambda leaf: leaf[:, :4], whole), jax.tree.map(lambda leaf: leaf[:, 4:], whole)]
   for chunk_size in (None, 3):
-    one = read(q, [(whole, reader)], query_time=masks['query_time'], chunk_size=chunk_size)
-    two = read(q, [(part, reader) for part in parts], query_time=masks['query_time'], chunk_size=chunk_size)
+    asked = functools.partial(read, query_time=masks['query_time'], chunk_size=chunk_size)
+    one = compiled(lambda q, whole, asked=asked: asked(q, [(whole, reader)]), q, whole)
+    two = compiled(lambda q, parts, asked=asked: asked(q, [(part, reader) for part in parts]), q, parts)
     assert_close(two, one, STREAMED)
   with pytest.raises(ValueError, match='1 of 2 do'):
     timeless = Tokens(values=parts[0].values)

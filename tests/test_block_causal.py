@@ -16,7 +16,7 @@ from perceiver_lib.block_causal import CausalLatentBlock, block_causal_attend
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
-from tests.support import ROUNDING, as_users_call, assert_close
+from tests.support import ROUNDING, as_users_call, assert_close, compiled
 
 BATCH, STEPS, LATENTS, CHANNELS = 2, 7, 3, 10
 NUM = STEPS * LATENTS
@@ -51,9 +51,12 @@ def test_equals_the_dense_rule_in_outputs_and_gradients(block_rows, padded):
     return block_causal_attend(q, k, v, time=time, valid=valid, **rows)
 
   def value_and_gradients(function):
-    return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(function(*x))), argnums=(0, 1, 2)))(q, k, v)
+    def loss(q, k, v):
+      output = function(q, k, v)
+      return jnp.sum(jnp.sin(output)), output
 
-  assert_close(blocks(q, k, v), dense(q, k, v))
+    return compiled(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), q, k, v)
+
   assert_close(value_and_gradients(blocks), value_and_gradients(dense))
 
 
@@ -63,7 +66,8 @@ def test_computes_the_lower_triangle_of_blocks_and_nothing_else():
 
 def test_nan_in_later_latents_leaves_earlier_outputs_bit_identical():
   q, k, v, time, _ = operands()
-  attended = functools.partial(block_causal_attend, time=time, num_latents_per_timestep=LATENTS, block_rows=6)
+  rows = {'num_latents_per_timestep': LATENTS, 'block_rows': 6}
+  attended = jax.jit(functools.partial(block_causal_attend, time=time, **rows))
   clean = attended(q, k, v)
   first_bad = 4 * LATENTS
   spoiled = attended(*(x.at[:, :, first_bad:].set(jnp.nan) for x in (q, k, v)))
@@ -174,13 +178,15 @@ def test_dropout_of_branches_needs_rngs_and_changes_with_them():
   config = LayerConfig(num_heads=2, dropout=0.5)
   stack = CausalLatentBlock(config, num_channels=CHANNELS, num_layers=2, rngs=nnx.Rngs(9))
 
-  def values(remat, seed=None):
-    rngs = None if seed is None else nnx.Rngs(dropout=seed)
-    return np.asarray(stack(latents(), num_latents_per_timestep=LATENTS, remat=remat, rngs=rngs).values)
+  @functools.partial(jax.jit, static_argnums=0)
+  def values(remat, key=None):
+    rngs = None if key is None else nnx.Rngs(dropout=key)
+    return stack(latents(), num_latents_per_timestep=LATENTS, remat=remat, rngs=rngs).values
 
+  one, two = jax.random.key(1), jax.random.key(2)
   for remat in (False, True):
-    assert np.array_equal(values(remat), values(remat)) and np.array_equal(values(remat, 1), values(remat, 1))
-    assert not np.array_equal(values(remat, 1), values(remat, 2))
+    assert np.array_equal(values(remat), values(remat)) and np.array_equal(values(remat, one), values(remat, one))
+    assert not np.array_equal(values(remat, one), values(remat, two))
 
 
 def test_refuses_what_the_axial_stack_cannot_do():

@@ -13,7 +13,7 @@ from perceiver_lib.blocks import ACTIVATIONS, CrossAttention, LatentBlock, Layer
 from perceiver_lib.tokens import Tokens
 from tests.reference import make_golden
 from tests.reference.numpy_perceiver import at
-from tests.support import GOLDEN, as_users_call, assert_close, set_parameters
+from tests.support import GOLDEN, as_users_call, assert_close, compiled, set_parameters
 
 WIDTHS = {'num_heads': make_golden.HEADS, 'qk_channels': make_golden.QK_CHANNELS, 'v_channels': make_golden.V_CHANNELS}
 C, F = make_golden.INPUT_CHANNELS, make_golden.QUERY_CHANNELS
@@ -29,7 +29,7 @@ def test_golden_cross_attention(activation, residual):
   queries = Tokens(values=jnp.asarray(inputs['query']))
   tokens = Tokens(values=jnp.asarray(inputs['key']), valid=jnp.asarray(inputs['key_valid']))
   name = 'cross_attend' if residual else 'cross_attend_without_residual'
-  assert_close(layer(queries, tokens).values, outputs[f'{name}_{activation}'], GOLDEN)
+  assert_close(compiled(layer, queries, tokens).values, outputs[f'{name}_{activation}'], GOLDEN)
 
 
 @pytest.mark.parametrize('activation', ACTIVATIONS)
@@ -39,7 +39,7 @@ def test_golden_self_attention(activation):
   layer = SelfAttention(config, num_channels=F, rngs=nnx.Rngs(0))
   set_parameters(layer, at(parameters, 'self_attend'))
   latents = Tokens(values=jnp.asarray(inputs['query']))
-  assert_close(layer(latents).values, outputs[f'self_attend_{activation}'], GOLDEN)
+  assert_close(compiled(layer, latents).values, outputs[f'self_attend_{activation}'], GOLDEN)
 
 
 def latents(seed=0, channels=6):
@@ -56,7 +56,8 @@ def test_rematerialised_layers_equal_the_loop():
 
   gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
   assert_close(gradient(block, latents().values, True), gradient(block, latents().values, False))
-  first, second = (block(latents(), remat=True, rngs=nnx.Rngs(dropout=seed)).values for seed in (0, 1))
+  train = jax.jit(lambda key: block(latents(), remat=True, rngs=nnx.Rngs(dropout=key)).values)
+  first, second = (train(jax.random.key(seed)) for seed in (0, 1))
   assert np.any(np.asarray(first) != np.asarray(second))
 
 
@@ -77,8 +78,10 @@ def test_dropout_acts_in_training_only(field):
   config = LayerConfig(num_heads=2, **{field: 0.5})
   layer = SelfAttention(config, num_channels=6, rngs=nnx.Rngs(0))
   plain = SelfAttention(LayerConfig(num_heads=2), num_channels=6, rngs=nnx.Rngs(0))
-  np.testing.assert_array_equal(layer(latents()).values, plain(latents()).values)
-  assert np.any(np.asarray(layer(latents(), rngs=nnx.Rngs(dropout=0)).values) != np.asarray(plain(latents()).values))
+  expected = np.asarray(compiled(plain, latents()).values)
+  np.testing.assert_array_equal(compiled(layer, latents()).values, expected)
+  trained = compiled(lambda tokens: layer(tokens, rngs=nnx.Rngs(dropout=0)).values, latents())
+  assert np.any(np.asarray(trained) != expected)
 
 
 def test_modalities_must_match_the_adapters():
@@ -86,8 +89,8 @@ def test_modalities_must_match_the_adapters():
   layer = CrossAttention(LayerConfig(num_heads=1), num_query_channels=6, num_input_channels=4, rngs=nnx.Rngs(0))
   ids = Tokens(values=jnp.zeros((2, 3), jnp.int32))
   queries = Tokens(values=latents().values)
-  both = layer(queries, {'a': ids, 'b': ids}, {'a': adapter, 'b': adapter}).values
-  assert_close(both, layer(queries, ids, adapter).values)  # the same tokens twice weigh the same twice
+  both = compiled(layer, queries, {'a': ids, 'b': ids}, {'a': adapter, 'b': adapter}).values
+  assert_close(both, compiled(layer, queries, ids, adapter).values)  # the same tokens twice weigh the same twice
   with pytest.raises(ValueError, match=r"for the modalities \['a', 'b'\]; got \['a', 'c'\]"):
     layer(queries, {'a': ids, 'c': ids}, {'a': adapter, 'b': adapter})
   with pytest.raises(ValueError, match='by modality'):

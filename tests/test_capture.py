@@ -9,7 +9,7 @@ from flax import nnx
 from perceiver_lib.capture import capture_attention
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
-from tests.support import STREAMED, assert_close
+from tests.support import STREAMED, assert_close, compiled
 
 CONFIG = PerceiverConfig.tiny(pixel_adapter((5, 7, 1), num_bands=3), num_outputs=3)
 MODEL = Perceiver(CONFIG, rngs=nnx.Rngs(0))
@@ -36,10 +36,9 @@ def test_captured_outputs_are_the_plain_outputs(chunk_size):
 
 
 def test_streamed_maps_equal_dense_ones_for_the_chosen_latents():
-  _, dense = capture_attention(lambda: MODEL(pixel_tokens(IMAGES)))()
-  _, few = capture_attention(
-    lambda: MODEL(pixel_tokens(IMAGES), chunk_size=11), names=['encoder'], heads=[0], queries=[6, 2]
-  )()
+  _, dense = compiled(capture_attention(lambda: MODEL(pixel_tokens(IMAGES))))
+  chosen = {'names': ['encoder'], 'heads': [0], 'queries': [6, 2]}
+  _, few = compiled(capture_attention(lambda: MODEL(pixel_tokens(IMAGES), chunk_size=11), **chosen))
   assert set(few) == {'encoder.cross_attention.0', 'encoder.cross_attention.1'}
   for name, one in few.items():
     assert one.weights.shape == (2, 1, 2, 35)
@@ -47,5 +46,6 @@ def test_streamed_maps_equal_dense_ones_for_the_chosen_latents():
 
 
 def test_names_match_component_by_component():
-  _, maps = capture_attention(lambda: MODEL(pixel_tokens(IMAGES)), names=['encoder.cross_attention.1', 'process'])()
+  names = ['encoder.cross_attention.1', 'process']
+  _, maps = compiled(capture_attention(lambda: MODEL(pixel_tokens(IMAGES)), names=names))
   assert set(maps) == {'encoder.cross_attention.1'}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
+from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.flops import count_flops
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
@@ -15,7 +15,7 @@ SHAPE = jax.ShapeDtypeStruct
 
 def forward(model_class, config, num_inputs, num_values) -> float:
   """GFLOPs of one example, read in one piece."""
-  model = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+  model = abstract(model_class, config)
   values = SHAPE((1, num_inputs, num_values), jnp.float32) if num_values else SHAPE((1, num_inputs), jnp.int32)
   position = SHAPE((1, num_inputs, 2), jnp.float32) if num_values else SHAPE((1, num_inputs, 1), jnp.int32)
 

@@ -22,6 +22,7 @@ from perceiver_lib.experiments.recipes.optical_flow import (
 )
 from perceiver_lib.modalities.optical_flow import flow_inputs
 from perceiver_lib.tokens import Tokens
+from tests.support import compiled
 
 RECIPE = RECIPES['smoke']
 READS = [ReadFlow(), ReadFlow(concatenate_frames=False), ReadFlow(ask_by_position=True)]
@@ -49,7 +50,7 @@ def test_some_pixels_are_rows_of_all_pixels(read, pairs):
   model, frames, rows = flow_model(RECIPE, read, seed=0), pairs['frames'][:2], jnp.array([3, 200, 77])
   kernel = model.decoder.output.kernel
   kernel[...] = jax.random.normal(jax.random.key(0), kernel.shape)
-  everything, some = read.outputs(model, frames), read.outputs(model, frames, rows)
+  everything, some = compiled(read.outputs, model, frames), compiled(read.outputs, model, frames, rows)
   assert float(jnp.abs(everything).max()) > 0.1
   np.testing.assert_allclose(some, everything[:, rows], atol=1e-5)
 

@@ -18,6 +18,7 @@ from perceiver_lib.experiments.recipes import tour_probes, unified_bytes, unifie
 from perceiver_lib.experiments.recipes import unified_pronunciation as speech
 from perceiver_lib.experiments.recipes import unified_rule as rule
 from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer
+from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.models.unified import UnifiedPerceiver
 from perceiver_lib.video_baselines import video_baselines
 from tests.support import ROUNDING, assert_close
@@ -70,8 +71,8 @@ def test_what_is_spoken_greedily_is_the_likeliest_phoneme_at_every_step(name):
 
 def test_both_models_take_about_the_same_operations_in_demo_size():
   recipe = speech.RECIPES['demo']
-  unified = nnx.eval_shape(lambda: UnifiedPerceiver(speech.unified_config(recipe), rngs=nnx.Rngs(0)))
-  transformer = nnx.eval_shape(lambda: PrefixTransformer(speech.transformer_config(recipe), rngs=nnx.Rngs(0)))
+  unified = abstract(UnifiedPerceiver, speech.unified_config(recipe))
+  transformer = abstract(PrefixTransformer, speech.transformer_config(recipe))
   ours = speech.flops_a_word(speech.unified_logits, unified, recipe.num_timesteps)
   theirs = speech.flops_a_word(speech.transformer_logits, transformer, recipe.num_timesteps)
   assert theirs == pytest.approx(ours, rel=0.05)

@@ -18,13 +18,14 @@ from perceiver_lib.adapters import (
   num_parameters,
 )
 from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig, PrefixDropout
 from perceiver_lib.models.perceiver_ar_latents import last_valid
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 from tests.reference import numpy_perceiver as reference
 from tests.reference.make_golden import HEADS, LATENT_CHANNELS, LATENTS, OUTPUTS, QK_CHANNELS, V_CHANNELS, load
-from tests.support import GOLDEN, ROUNDING, assert_close, renamed, set_parameters
+from tests.support import GOLDEN, ROUNDING, assert_close, compiled, renamed, set_parameters
 
 VOCABULARY = 11
 
@@ -99,7 +100,7 @@ def test_equals_the_golden_arrays(name, rotary, chunk_size):
   inputs, parameters, outputs = load('perceiver_ar')
   model = of_channels(rotary)
   set_parameters(model, library_names(parameters))
-  logits = jax.jit(lambda tokens: model(tokens, chunk_size=chunk_size))(golden_tokens(inputs))
+  logits = compiled(model, golden_tokens(inputs), chunk_size=chunk_size)
   np.testing.assert_array_equal(logits.time, outputs['indices'])
   np.testing.assert_array_equal(logits.valid, outputs['indices'] >= 0)
   exists = outputs['indices'] >= 0
@@ -124,26 +125,26 @@ def test_query_norm_of_latent_keys_and_layers_that_do_not_rotate_equal_the_refer
     latent_keys='query_norm',
   )
   tokens = golden_tokens(inputs)
-  logits = model(tokens, chunk_size=chunk_size).values
+  logits = compiled(model, tokens, chunk_size=chunk_size).values
   assert_close(np.asarray(logits)[indices >= 0], expected[indices >= 0], GOLDEN)
   shared = of_channels(Rotary())
   set_parameters(shared, library_names(parameters))
-  assert not np.allclose(shared(tokens).values, logits, atol=1e-3)
+  assert not np.allclose(compiled(shared, tokens).values, logits, atol=1e-3)
 
 
 def test_which_layers_rotate_is_a_field_that_remat_respects():
   tokens = Tokens(values=jnp.asarray(ids(2, 13)))
-  outputs = {turn: tiny(num_rotary_layers=turn)(tokens).values for turn in (0, 1, 2, None)}
+  outputs = {turn: compiled(tiny(num_rotary_layers=turn), tokens).values for turn in (0, 1, 2, None)}
   np.testing.assert_array_equal(outputs[2], outputs[None])
   assert not np.allclose(outputs[0], outputs[1], atol=1e-3)
   assert not np.allclose(outputs[1], outputs[2], atol=1e-3)
-  assert_close(tiny(num_rotary_layers=1)(tokens, remat=True).values, outputs[1])
+  assert_close(compiled(tiny(num_rotary_layers=1), tokens, remat=True).values, outputs[1])
 
 
 def test_presets_have_the_parameters_of_the_paper():
   def count(config, num_self_attends):
     config = dataclasses.replace(config, num_self_attends=num_self_attends)
-    return num_parameters(nnx.eval_shape(lambda: PerceiverAR(config, rngs=nnx.Rngs(0))))
+    return num_parameters(abstract(PerceiverAR, config))
 
   for config, total in (
     (PerceiverARConfig.paper_copy(), 89_757_955),  # 89.8M
@@ -224,9 +225,11 @@ def test_padding_on_either_side_changes_nothing(num_latents):
 def test_without_a_stack_another_number_of_latents_gives_the_same_last_outputs():
   """With a stack, more latents are more depth behind each output: the test-time choice of the paper."""
   tokens = Tokens(values=jnp.asarray(ids(2, 13)))
-  shallow, deep = tiny(num_self_attends=0), tiny()
-  assert_close(shallow(tokens, num_latents=9).values[:, -4:], shallow(tokens, num_latents=4).values)
-  assert not np.allclose(deep(tokens, num_latents=9).values[:, -4:], deep(tokens, num_latents=4).values, atol=1e-3)
+  shallow, deep = (
+    [compiled(tiny(**s), tokens, num_latents=n).values for n in (9, 4)] for s in ({'num_self_attends': 0}, {})
+  )
+  assert_close(shallow[0][:, -4:], shallow[1])
+  assert not np.allclose(deep[0][:, -4:], deep[1], atol=1e-3)
 
 
 def test_streamed_and_dense_reads_have_equal_gradients():
@@ -237,7 +240,8 @@ def test_streamed_and_dense_reads_have_equal_gradients():
     logits = nnx.merge(graphdef, params)(tokens, chunk_size=chunk_size)
     return jnp.where(logits.valid[..., None], jnp.sin(logits.values), 0.0).sum()
 
-  assert_close(jax.grad(loss)(params, 4), jax.grad(loss)(params, None), 10 * ROUNDING)
+  gradient = jax.jit(jax.grad(loss), static_argnums=1)
+  assert_close(gradient(params, 4), gradient(params, None), 10 * ROUNDING)
 
 
 def test_prefix_dropout_hides_whole_positions_of_the_prefix_only():
@@ -255,14 +259,16 @@ def test_prefix_dropout_hides_whole_positions_of_the_prefix_only():
 
 def test_dropouts_act_in_training_alone_and_leave_the_rule_alone():
   tokens = Tokens(values=jnp.asarray(ids(1, 11)))
+  plain = compiled(tiny(), tokens).values
   for changes in ({'prefix_dropout': PrefixDropout(rate=0.5)}, {'latent_dropout': 0.5}):
-    model, plain = tiny(**changes), tiny()
-    np.testing.assert_array_equal(model(tokens).values, plain(tokens).values)
-    trained = model(tokens, rngs=nnx.Rngs(dropout=3))
-    assert not np.allclose(trained.values, plain(tokens).values, atol=1e-4)
+    model = tiny(**changes)
+    np.testing.assert_array_equal(compiled(model, tokens).values, plain)
+    train = jax.jit(lambda tokens, model=model: model(tokens, rngs=nnx.Rngs(dropout=3)))
+    trained = train(tokens)
+    assert not np.allclose(trained.values, plain, atol=1e-4)
     assert trained.valid.all()
     later = Tokens(values=tokens.values.at[:, 9].set(0))
-    again = model(later, rngs=nnx.Rngs(dropout=3))
+    again = train(later)
     np.testing.assert_array_equal(again.values[:, :-2], trained.values[:, :-2])
 
 
@@ -280,7 +286,8 @@ def test_positions_of_several_axes_come_from_data():
   )
   assert_close(channels, expected)
   moved = dataclasses.replace(tokens, position=jnp.asarray(grid[:, ::-1].copy()))
-  assert not np.allclose(model(tokens).values, model(moved).values, atol=1e-3)
+  run = jax.jit(model)
+  assert not np.allclose(run(tokens).values, run(moved).values, atol=1e-3)
 
 
 def test_sinusoidal_positions_are_those_of_perceiver_ar():
@@ -293,14 +300,16 @@ def test_sinusoidal_positions_are_those_of_perceiver_ar():
 def test_a_tied_head_scores_with_the_embedding():
   model = tiny(output='tied')
   tokens = Tokens(values=jnp.asarray(ids(2, 7)))
-  latents = model.output_norm(model.encode(tokens).values)
+  logits, latents = compiled(
+    lambda tokens: (model(tokens).values, model.output_norm(model.encode(tokens).values)), tokens
+  )
   expected = np.asarray(latents) @ np.asarray(model.input_adapter.embedding[...]).T + np.asarray(model.head.bias[...])
-  assert_close(model(tokens).values, expected, 2 * ROUNDING)
+  assert_close(logits, expected, 2 * ROUNDING)
 
 
 def test_a_fresh_model_knows_nothing():
   model = PerceiverAR(PerceiverARConfig.tiny(VOCABULARY), rngs=nnx.Rngs(0))
-  assert (model(Tokens(values=jnp.asarray(ids(1, 9)))).values == 0).all()
+  assert (compiled(model, Tokens(values=jnp.asarray(ids(1, 9)))).values == 0).all()
 
 
 def test_parameter_paths_are_those_of_the_family():

@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.adapters import num_parameters
+from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.flops import count_flops
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.tokens import Tokens
-from tests.support import as_users_call, assert_close
+from tests.support import as_users_call, assert_close, compiled
 
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 262, (2, 11)), jnp.int32)
 
@@ -30,13 +31,14 @@ def sees(config: TransformerConfig) -> np.ndarray:
       return embed.attend(channels)
 
   model.input_adapter = Given()
-  jacobian = jax.jacobian(lambda values: model(Tokens(values=values))[0].sum(-1))
-  return np.abs(jacobian(embed(Tokens(values=IDS, position=jnp.arange(11)[None, :, None])))[:, 0]).sum(-1) > 0
+  embedded = compiled(embed, Tokens(values=IDS, position=jnp.arange(11)[None, :, None]))
+  jacobian = compiled(jax.jacobian(lambda values: model(Tokens(values=values))[0].sum(-1)), embedded)
+  return np.abs(jacobian[:, 0]).sum(-1) > 0
 
 
 def test_the_paper_baseline_has_its_size_and_flops():
   """Perceiver IO, Tab. 1: 20M parameters, 130B FLOPs."""
-  model = nnx.eval_shape(lambda: Transformer(TransformerConfig.paper_bytes(), rngs=nnx.Rngs(0)))
+  model = abstract(Transformer, TransformerConfig.paper_bytes())
   assert num_parameters(model) == pytest.approx(20e6, rel=0.02)
   flops = count_flops(lambda model, ids: model(Tokens(values=ids)), model, jax.ShapeDtypeStruct((1, 2048), jnp.int32))
   assert flops / 1e9 == pytest.approx(129.4, abs=0.05)
@@ -61,22 +63,22 @@ def test_a_window_is_this_block_and_the_one_before():
 def test_a_window_longer_than_the_text_changes_nothing():
   config = TransformerConfig.tiny(causal=True)
   full, local = (Transformer(dataclasses.replace(config, window=w), rngs=nnx.Rngs(0)) for w in (None, 22))
-  assert_close(local(Tokens(values=IDS)), full(Tokens(values=IDS)))
+  assert_close(compiled(local, Tokens(values=IDS)), compiled(full, Tokens(values=IDS)))
 
 
 @pytest.mark.parametrize('window', [None, 6])
 def test_padding_changes_nothing_and_comes_out_as_zero(window):
   model = Transformer(TransformerConfig.tiny(causal=True, window=window), rngs=nnx.Rngs(0))
   padded = Tokens(values=jnp.pad(IDS, ((0, 0), (0, 3))), valid=jnp.arange(14)[None] < jnp.array([[11], [11]]))
-  outputs = model(padded)
-  assert_close(outputs[:, :11], model(Tokens(values=IDS)))
+  outputs = compiled(model, padded)
+  assert_close(outputs[:, :11], compiled(model, Tokens(values=IDS)))
   assert np.all(np.asarray(outputs[:, 11:]) == 0)
 
 
 def test_order_matters():
   for config in (TransformerConfig.tiny(), TransformerConfig.tiny(length=11)):
-    model = Transformer(config, rngs=nnx.Rngs(0))
-    assert np.abs(model(Tokens(values=IDS[:, ::-1]))[:, ::-1] - model(Tokens(values=IDS))).max() > 1e-3
+    run = jax.jit(Transformer(config, rngs=nnx.Rngs(0)))
+    assert np.abs(run(Tokens(values=IDS[:, ::-1]))[:, ::-1] - run(Tokens(values=IDS))).max() > 1e-3
 
 
 def test_what_it_cannot_do_is_refused():

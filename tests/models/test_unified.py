@@ -16,6 +16,7 @@ from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.capture import capture_attention
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
+from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_ar_latents import latest
@@ -30,7 +31,7 @@ from perceiver_lib.positions import Rotary
 from perceiver_lib.queries import GivenQueries, LearnedQueries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 from tests.reference import make_golden
-from tests.support import GOLDEN, ROUNDING, STREAMED, assert_close, renamed, set_parameters
+from tests.support import GOLDEN, ROUNDING, STREAMED, assert_close, compiled, renamed, set_parameters
 
 BATCH, STEPS, LATENTS, INPUTS, QUERIES = 2, 5, 2, 17, 7
 CHANNELS, OUTPUTS, VALUES = 14, 3, 3
@@ -110,7 +111,7 @@ def test_equals_the_golden_arrays():
     decoder=DecoderConfig(queries=queries, num_outputs=make_golden.OUTPUTS, cross_attend=layer),
   )
   config = dataclasses.replace(config, cross_attend=dataclasses.replace(layer, num_heads=1))
-  model = UnifiedPerceiver(config, rngs=nnx.Rngs(0))
+  model = abstract(UnifiedPerceiver, config)
   set_parameters(model, renamed(parameters) | {'timesteps': arrays['timestep_embedding']})
   inputs = Tokens(
     values=jnp.asarray(arrays['inputs']), time=jnp.asarray(arrays['time']), valid=jnp.asarray(arrays['valid'])
@@ -288,7 +289,7 @@ def test_encoder_window_reads_the_last_timesteps_and_the_source_only():
 
   def maps(chunk_size):
     encode = capture_attention(model_of(config).encode, names=['encoder'])
-    return encode(inputs, chunk_size=chunk_size)[1]['encoder.cross_attention.0'].weights
+    return compiled(encode, inputs, chunk_size=chunk_size)[1]['encoder.cross_attention.0'].weights
 
   step = np.arange(STEPS).repeat(LATENTS)[None, :, None]
   time, valid = np.asarray(inputs.time)[:, None], np.asarray(inputs.valid)[:, None]
@@ -335,17 +336,17 @@ def test_refuses_mixtures_of_timed_and_timeless_tokens():
   model = model_of()
   inputs, queries = inputs_and_queries()
   with pytest.raises(ValueError, match='5 timesteps need inputs with a time'):
-    model(dataclasses.replace(inputs, time=None), queries)
+    jax.eval_shape(model, dataclasses.replace(inputs, time=None), queries)
   with pytest.raises(ValueError, match='both carry time, or neither'):
-    model(inputs, dataclasses.replace(queries, time=None))
+    jax.eval_shape(model, inputs, dataclasses.replace(queries, time=None))
   one_step = functools.partial(model, num_timesteps=1)
   with pytest.raises(ValueError, match='both carry time, or neither'):
-    one_step(dataclasses.replace(inputs, time=None), queries)
+    jax.eval_shape(one_step, dataclasses.replace(inputs, time=None), queries)
   both = (('a', CONFIG.input_adapter), ('b', CONFIG.input_adapter))
   adapters = ModalityAdaptersConfig(modalities=both, num_channels=13)
   model = model_of(dataclasses.replace(CONFIG, input_adapter=adapters))
   with pytest.raises(ValueError, match='All sources must carry time, or none may; 1 of 2 do'):
-    model({'a': inputs, 'b': dataclasses.replace(inputs, time=None)}, queries)
+    jax.eval_shape(model, {'a': inputs, 'b': dataclasses.replace(inputs, time=None)}, queries)
 
 
 def test_refuses_what_it_cannot_do():
@@ -353,7 +354,7 @@ def test_refuses_what_it_cannot_do():
   with pytest.raises(ValueError, match='a table of 5 timesteps; got 6'):
     model_of().encode(inputs, num_timesteps=6)
   with pytest.raises(ValueError, match='decodes queries, each with its time; got none'):
-    model_of()(inputs)
+    jax.eval_shape(model_of(), inputs)
   with pytest.raises(ValueError, match='read cannot be rotary'):
     dataclasses.replace(CONFIG, cross_attend=LayerConfig(num_heads=1, rotary=Rotary()))
   with pytest.raises(ValueError, match='drops no attention weights; got self_attend'):
@@ -366,7 +367,7 @@ def test_refuses_what_it_cannot_do():
     LearnedLatents(num_latents=2, num_timesteps=3, encoder_window=0)
   model = model_of(dataclasses.replace(CONFIG, decoder=IdentityDecoderConfig(num_outputs=OUTPUTS)))
   with pytest.raises(ValueError, match='identity decoder, whose outputs are its latents; got queries'):
-    model(inputs, queries)
+    jax.eval_shape(model, inputs, queries)
 
 
 def test_preset_runs_with_learned_queries_and_dropout():
@@ -376,6 +377,7 @@ def test_preset_runs_with_learned_queries_and_dropout():
   model = UnifiedPerceiver(config, rngs=nnx.Rngs(0))
   inputs, queries = inputs_and_queries()
   queries = Tokens(values=jnp.arange(QUERIES)[None].repeat(BATCH, 0) % 3, time=queries.time)
-  assert model(inputs, queries).shape == (BATCH, QUERIES, OUTPUTS)
-  first, again, other = (np.asarray(model(inputs, queries, rngs=nnx.Rngs(dropout=seed))) for seed in (1, 1, 2))
+  assert compiled(model, inputs, queries).shape == (BATCH, QUERIES, OUTPUTS)
+  train = jax.jit(lambda inputs, queries, key: model(inputs, queries, rngs=nnx.Rngs(dropout=key)))
+  first, again, other = (np.asarray(train(inputs, queries, jax.random.key(seed))) for seed in (1, 1, 2))
   assert np.array_equal(first, again) and not np.array_equal(first, other)

@@ -6,7 +6,6 @@ and prints one line of JSON; only a fresh process has a peak of memory that says
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import json
 import sys
@@ -44,15 +43,13 @@ class TourRecipe:
 
   Attributes:
     log2_bytes: input lengths at which a training step is measured, as powers of two, shortest first.
-    num_processes: measured at the same time; more than one makes their seconds meaningless.
   """
 
   log2_bytes: tuple[int, ...]
-  num_processes: int = 1
 
 
 RECIPES = {
-  'smoke': TourRecipe(log2_bytes=(12, 14), num_processes=2),
+  'smoke': TourRecipe(log2_bytes=(12,)),
   'demo': TourRecipe(log2_bytes=(16, 18, 20)),
   'full': TourRecipe(log2_bytes=(16, 18, 20, 22)),
 }
@@ -209,8 +206,7 @@ def measure_in_fresh_process(log2_bytes: int) -> dict[str, float]:
 
 def measure_all(recipe: TourRecipe) -> list[dict[str, float]]:
   """One measurement for each length, each in a fresh process."""
-  with concurrent.futures.ThreadPoolExecutor(recipe.num_processes) as pool:
-    return list(pool.map(measure_in_fresh_process, recipe.log2_bytes))
+  return [measure_in_fresh_process(log2_bytes) for log2_bytes in recipe.log2_bytes]
 
 
 def memory_figure(measured: Sequence[Mapping[str, float]]) -> Figure:
