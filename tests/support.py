@@ -17,6 +17,10 @@ ROUNDING = 1e-6
 STREAMED = 4e-6
 """The same for an online softmax: each rescaling rounds logits of size 10 once more, 10 x 2^-24 at a time."""
 
+BFLOAT16 = 2e-2
+"""A few layers of products with operands of 8 bits (2^-9 = 0.2 % each) against float32: norm of the difference over
+the norm."""
+
 GOLDEN = 2e-6
 """A float32 model of a few layers against the float64 statement of its maths, measured in the same way."""
 
@@ -30,6 +34,13 @@ def assert_close(actual, expected, tolerance: float = ROUNDING) -> None:
     a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
     assert a.shape == e.shape
     np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(1.0, np.abs(e).max(initial=0.0)))
+
+
+def assert_close_in_norm(actual, expected, tolerance: float) -> None:
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+  assert difference <= tolerance, difference
 
 
 @contextlib.contextmanager
