@@ -164,12 +164,14 @@ def windowed(layer: SelfAttention, tokens: Tokens, block: int, rngs: nnx.Rngs | 
     return rearrange(jnp.concatenate([previous, array], axis=axis), 'b n ... -> (b n) ...')
 
   heads, flat = 'b h (n block) k -> b n h block k', 'b (n block) -> b n block'
-  q, k, v = (blocks(array, heads, 2) for array in (q, k, v))
+  # Float32, in which the gradients of a key's two uses are added.
+  q, k, v = (blocks(array.astype(jnp.float32), heads, 2) for array in (q, k, v))
   time, valid = blocks(tokens.time, flat, 1), blocks(valid, flat, 1)
   output = attend(
-    rearrange(q, 'b n ... -> (b n) ...'),
-    with_previous(k, 3),
-    with_previous(v, 3),
+    *(
+      array.astype(layer.attention.operands)
+      for array in (rearrange(q, 'b n ... -> (b n) ...'), with_previous(k, 3), with_previous(v, 3))
+    ),
     query_time=rearrange(time, 'b n block -> (b n) block'),
     key_time=with_previous(time, 2),
     key_valid=with_previous(valid, 2),

@@ -216,7 +216,8 @@ class UnifiedPerceiver(nnx.Module):
     """The read's queries, which are the same at every timestep."""
     cross_attend = self.cross_attends[0]
     q = cross_attend.attention.project_queries(cross_attend.query_norm(self.latents[...])[None], None)
-    return jnp.broadcast_to(q, (batch_size, *q.shape[1:]))
+    # Broadcast as float32, in which the gradient is summed over the batch.
+    return jnp.broadcast_to(q.astype(jnp.float32), (batch_size, *q.shape[1:])).astype(q.dtype)
 
   def answer(self, heads: Float[Array, 'b h ts v'], time: Int[Array, ' t'], *, rngs: nnx.Rngs | None = None) -> Tokens:
     """The latents of these timesteps with what they read, and the timesteps' embedding."""

@@ -146,7 +146,6 @@ _FLOW = 'optical flow, 41,057,134 parameters, one pair of 368 x 496, float32, fo
 
 
 def _mixed(train: bool) -> Case:
-  hugging_face = {'package': 'torch+transformers'}
   return Case(
     title=f'{_LANGUAGE.removesuffix(", float32")}, mixed precision, {"training step" if train else "forward"}',
     contenders={
@@ -155,9 +154,8 @@ def _mixed(train: bool) -> Case:
       ),
       'perceiver_lib, float32': Contender(build=functools.partial(_language, train)),
       'Hugging Face, autocast to bfloat16': Contender(
-        build=functools.partial(_language_hugging_face, train, True), **hugging_face
+        build=functools.partial(_language_hugging_face, train, True), package='torch+transformers'
       ),
-      'Hugging Face, float32': Contender(build=functools.partial(_language_hugging_face, train), **hugging_face),
     },
     amount=LENGTH,
     unit='bytes',
