@@ -89,8 +89,10 @@ def _program() -> Call:
   import jax
   from flax import nnx
 
+  from perceiver_lib.host_memory import keep_freed_memory
   from perceiver_lib.train_step import functional_loss, initial_state, make_train_step
 
+  keep_freed_memory()  # as `fit` does
   graphdef, params, rest = nnx.split(_model(), nnx.Param, ...)
   batches = [jax.device_put(batch) for batch in _batches()]
   loss_of = functional_loss(graphdef, _loss)
