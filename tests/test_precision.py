@@ -16,7 +16,6 @@ from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.caching import LatentWindow
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.flops import count_flops
 from perceiver_lib.generation import generate
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
@@ -163,7 +162,6 @@ def test_exactly_the_products_are_of_bfloat16(name):
     types[model is mixed] = found
     assert not low, low
   assert types == {False: {('float32',) * 3}, True: {('bfloat16', 'bfloat16', 'float32')}}
-  assert count_flops(CASES[name][2], plain) == count_flops(CASES[name][2], mixed)
 
 
 @pytest.mark.parametrize('name', CASES)
