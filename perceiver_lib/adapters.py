@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from perceiver_lib.blocks import Adapter
 from perceiver_lib.linear import Linear
 from perceiver_lib.positions import FourierFeatures, SinusoidalPositions
+from perceiver_lib.precision import Operands, product
 from perceiver_lib.tokens import Tokens
 
 INITIAL_SCALE = 0.02
@@ -197,6 +198,8 @@ class EmbeddingAdapterConfig:
 
 
 class EmbeddingAdapter(nnx.Module):
+  operands: Operands = 'float32'
+
   def __init__(self, config: EmbeddingAdapterConfig, *, rngs: nnx.Rngs):
     self.config = config
     shape = (config.num_embeddings, config.num_channels)
@@ -212,7 +215,7 @@ class EmbeddingAdapter(nnx.Module):
 
   def attend(self, channels: Float[Array, 'b o c']) -> Float[Array, 'b o e']:
     """Logits over the vocabulary with the same table: a tied output head."""
-    return jnp.einsum('boc,ec->boe', channels, self.embedding[...])
+    return product('boc,ec->boe', channels, self.embedding[...], self.operands)
 
 
 def num_parameters(module: nnx.Module) -> int:

@@ -13,8 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.capture import recorder
-from perceiver_lib.linear import Linear
+from perceiver_lib.linear import LayerNorm, Linear
 from perceiver_lib.positions import Rotary
+from perceiver_lib.precision import Operands
 from perceiver_lib.streaming import (
   Dropout,
   KeyStream,
@@ -128,7 +129,12 @@ class Attention(nnx.Module):
   """Multi-head attention with separate widths for queries and keys, for values, and for the output.
 
   Heads are the slow axis of each projection's channels, as in deepmind-research and in Hugging Face's weights.
+
+  Attributes:
+    operands: what queries, keys and values are rounded to, see `precision`.
   """
+
+  operands: Operands = 'float32'
 
   def __init__(
     self,
@@ -155,7 +161,8 @@ class Attention(nnx.Module):
     self.output = Linear(v_channels, num_output_channels, rngs=rngs)
 
   def project_queries(self, channels: Float[Array, 'b i f'], position: Array | None) -> Float[Array, 'b h i k']:
-    return rotated(split_heads(self.query(channels), self.num_heads), position, self.rotary)
+    heads = rotated(split_heads(self.query(channels), self.num_heads), position, self.rotary)
+    return heads.astype(self.operands)
 
   def merge_heads(self, heads: Float[Array, 'b h i v']) -> Float[Array, 'b i f']:
     return self.output(rearrange(heads, 'b h i v -> b i (h v)'))
@@ -173,15 +180,16 @@ class KeyValueReader(nnx.Module):
     norm: applied to the channels, or None where they are normalised already (Perceiver AR's latents).
   """
 
-  def __init__(self, adapter: Callable[[Tokens], Array] | None, norm: nnx.LayerNorm | None, attention: Attention):
+  def __init__(self, adapter: Callable[[Tokens], Array] | None, norm: LayerNorm | None, attention: Attention):
     self.adapter, self.norm, self.key, self.value = adapter, norm, attention.key, attention.value
-    self.num_heads, self.rotary = attention.num_heads, attention.rotary
+    self.num_heads, self.rotary, self.operands = attention.num_heads, attention.rotary, attention.operands
 
   def __call__(self, tokens: Tokens) -> tuple[Float[Array, 'b h j k'], Float[Array, 'b h j v']]:
     channels = tokens.values if self.adapter is None else self.adapter(tokens)
     channels = channels if self.norm is None else self.norm(channels)
     keys = rotated(split_heads(self.key(channels), self.num_heads), tokens.position, self.rotary)
-    return keys, split_heads(self.value(channels), self.num_heads)
+    values = split_heads(self.value(channels), self.num_heads)
+    return keys.astype(self.operands), values.astype(self.operands)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,10 @@ from perceiver_lib.capture import named, recording
 from perceiver_lib.streaming import (
   PartialSoftmax,
   allowed_pairs,
+  chunk_gradients,
   mask_logits,
   mask_weights,
   scaled_logits,
-  without_nan,
 )
 from perceiver_lib.tokens import Tokens
 
@@ -110,7 +110,6 @@ def _backward(block, residuals, cotangents):
   q, k, v, time, valid, output, log_sum_exp = residuals
   d_output = cotangents[0].astype(jnp.float32)
   correction = jnp.sum(d_output * output, axis=-1)
-  scale = q.shape[-1] ** -0.5
 
   def step(carry, pair):
     i, j = pair
@@ -119,11 +118,8 @@ def _backward(block, residuals, cotangents):
     allowed = _allowed(time, valid, i, j, block)
     logits = mask_logits(scaled_logits(q_i, k_j), allowed)
     weights = mask_weights(jnp.exp(logits - _part(log_sum_exp, i, block)[..., None]), allowed)
-    d_weights = jnp.einsum('bhiv,bhjv->bhij', d_i, without_nan(v_j, allowed).astype(jnp.float32))
-    d_logits = weights * (d_weights - _part(correction, i, block)[..., None]) * scale
-    more_q = jnp.einsum('bhij,bhjk->bhik', d_logits, without_nan(k_j, allowed).astype(jnp.float32))
-    more_k = jnp.einsum('bhij,bhik->bhjk', d_logits, q_i.astype(jnp.float32))
-    more_v = jnp.einsum('bhij,bhiv->bhjv', weights, d_i)
+    shift = _part(correction, i, block)[..., None]
+    more_q, more_k, more_v = chunk_gradients(q_i, k_j, v_j, weights=weights, d_output=d_i, shift=shift, allowed=allowed)
     d_q = _put(d_q, _part(d_q, i, block) + more_q, i, block)
     d_k = _put(d_k, _part(d_k, j, block) + more_k, j, block)
     return (d_q, d_k, _put(d_v, _part(d_v, j, block) + more_v, j, block)), None

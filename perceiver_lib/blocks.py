@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.attention import Attention, KeyValueReader, read
 from perceiver_lib.capture import named, recording
-from perceiver_lib.linear import Linear
+from perceiver_lib.linear import LayerNorm, Linear, added
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 
@@ -77,8 +77,8 @@ class LayerConfig:
     )
 
 
-def layer_norm(num_channels: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  return nnx.LayerNorm(num_channels, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs)
+def layer_norm(num_channels: int, rngs: nnx.Rngs) -> LayerNorm:
+  return LayerNorm(num_channels, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs)
 
 
 def dropped(channels: Float[Array, 'b i d'], rate: float, rngs: nnx.Rngs | None) -> Float[Array, 'b i d']:
@@ -144,8 +144,8 @@ class CrossAttention(nnx.Module):
   def finish(self, queries: Tokens, heads: Float[Array, 'b h i v'], *, rngs: nnx.Rngs | None) -> Tokens:
     """What follows the attention itself: output projection, residual and MLP."""
     x = dropped(self.attention.merge_heads(heads), self.config.dropout, rngs)
-    x = queries.values + x if self.config.query_residual else x
-    x = x + dropped(self.mlp(self.mlp_norm(x)), self.config.dropout, rngs)
+    x = added(queries.values, x) if self.config.query_residual else x
+    x = added(x, dropped(self.mlp(self.mlp_norm(x)), self.config.dropout, rngs))
     return dataclasses.replace(queries, values=x)
 
 
@@ -187,8 +187,8 @@ class SelfAttention(nnx.Module):
 
   def finish(self, latents: Tokens, heads: Float[Array, 'b h n v'], *, rngs: nnx.Rngs | None) -> Tokens:
     """What follows the attention itself: output projection, residual and MLP."""
-    x = latents.values + dropped(self.attention.merge_heads(heads), self.config.dropout, rngs)
-    x = x + dropped(self.mlp(self.mlp_norm(x)), self.config.dropout, rngs)
+    x = added(latents.values, dropped(self.attention.merge_heads(heads), self.config.dropout, rngs))
+    x = added(x, dropped(self.mlp(self.mlp_norm(x)), self.config.dropout, rngs))
     return dataclasses.replace(latents, values=x)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
+from perceiver_lib.precision import product
 from perceiver_lib.streaming import MASKED_LOGIT
 
 
@@ -100,8 +101,8 @@ def attend_cache(
 ) -> Float[Array, 'b h 1 v']:
   """Attention of the newest token over a cache. Everything cached is in its past, and nothing there is NaN."""
   k, v = cached
-  logits = jnp.einsum('rik,rjk->rij', _rows(q), k, preferred_element_type=jnp.float32) * (q.shape[-1] ** -0.5)
+  logits = product('rik,rjk->rij', _rows(q), k) * (q.shape[-1] ** -0.5)
   allowed = repeat(valid, 'b j -> (b h) 1 j', h=q.shape[1])
   weights = jax.nn.softmax(jnp.where(allowed, logits, MASKED_LOGIT), axis=-1)
-  heads = jnp.einsum('rij,rjv->riv', weights.astype(v.dtype), v)
+  heads = product('rij,rjv->riv', weights, v)
   return rearrange(heads, '(b h) i v -> b h i v', h=q.shape[1])

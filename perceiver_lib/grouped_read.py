@@ -15,12 +15,12 @@ from jaxtyping import Array, Int
 from perceiver_lib.streaming import (
   KeyStream,
   PartialSoftmax,
+  chunk_gradients,
   cleaned,
   keys_and_values_vjp,
   mask_logits,
   mask_weights,
   scaled_logits,
-  without_nan,
 )
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
@@ -137,7 +137,6 @@ def _backward(sizes, residuals, cotangents):
   # The maximum is a constant: it cancels in every finished softmax.
   _, d_denominator, d_numerator = cotangents
   every, chunk_size = jnp.arange(q.shape[0]), sizes[1]
-  scale = q.shape[-1] ** -0.5
   d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
   for stream, plan in zip(streams, plans, strict=True):
     leaves, treedef = jax.tree.flatten(stream.tokens)
@@ -151,15 +150,11 @@ def _backward(sizes, residuals, cotangents):
       logits = mask_logits(scaled_logits(q, k), allowed)
       weights = mask_weights(jnp.exp(logits - maximum[every, group][..., None]), allowed)
       d_output, d_weight = d_numerator[every, group], d_denominator[every, group][..., None]
-      d_v = jnp.einsum('bhij,bhiv->bhjv', weights, d_output)
-      d_weights = jnp.einsum('bhiv,bhjv->bhij', d_output, without_nan(v, allowed).astype(jnp.float32)) + d_weight
-      d_logits = weights * d_weights * scale
-      d_q += jnp.einsum('bhij,bhjk->bhik', d_logits, without_nan(k, allowed).astype(jnp.float32))
-      d_k = jnp.einsum('bhij,bhik->bhjk', d_logits, q.astype(jnp.float32))
+      more_q, d_k, d_v = chunk_gradients(q, k, v, weights=weights, d_output=d_output, shift=-d_weight, allowed=allowed)
       d_chunk_params, d_floats = pull_back((d_k.astype(k.dtype), d_v.astype(v.dtype)))
       d_params = jax.tree.map(jnp.add, d_params, d_chunk_params)
       d_leaves = [x.at[_rows(x, at), at].add(part, mode='drop') for x, part in zip(d_leaves, d_floats, strict=True)]
-      return d_q, d_params, d_leaves
+      return d_q + more_q, d_params, d_leaves
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
     carry = (d_q, zeros(stream.params), [jnp.zeros_like(x) for x, f in zip(leaves, is_float, strict=True) if f])

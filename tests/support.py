@@ -19,6 +19,9 @@ ROUNDING = 1e-6
 STREAMED = 4e-6
 """The same for an online softmax: each rescaling rounds logits of size 10 once more, 10 x 2^-24 at a time."""
 
+BFLOAT16 = 3e-2
+"""Operands of 8 bits, 2^-9 = 0.2 % each, through a few layers and back: norm of the difference over the norm."""
+
 GOLDEN = 2e-6
 """A float32 model of a few layers against the float64 statement of its maths, measured in the same way."""
 
@@ -37,6 +40,13 @@ def assert_close(actual, expected, tolerance: float = ROUNDING) -> None:
 def compiled(function: Callable, *arguments: Any, **settings: Any) -> Any:
   """The call as one program: an eager one compiles each operation by itself, which takes several times as long."""
   return jax.jit(functools.partial(function, **settings))(*arguments)
+
+
+def assert_close_in_norm(actual, expected, tolerance: float) -> None:
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+  assert difference <= tolerance, difference
 
 
 @contextlib.contextmanager

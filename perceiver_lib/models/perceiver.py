@@ -15,6 +15,7 @@ from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.capture import named
 from perceiver_lib.linear import Linear
 from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.precision import round_operands
 from perceiver_lib.tokens import Tokens
 
 Sharing = Literal['all', 'all_but_first', 'none']
@@ -34,6 +35,7 @@ class PerceiverConfig:
     num_blocks: latent blocks, and num_self_attends_per_block their depth.
     block_sharing: which blocks use the same weights; the paper's 44.9M parameters share all, its text all but one.
     cross_attend, self_attend: the layers.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
   """
 
   input_adapter: AdapterConfig
@@ -48,6 +50,7 @@ class PerceiverConfig:
   block_sharing: Sharing = 'all'
   cross_attend: LayerConfig = LayerConfig(num_heads=1)
   self_attend: LayerConfig = LayerConfig(num_heads=8)
+  mixed_precision: bool = False
 
   def __post_init__(self):
     for name, allowed in (
@@ -134,6 +137,8 @@ class Perceiver(nnx.Module):
       ]
     )
     self.head = Linear(d, config.num_outputs, rngs=rngs)
+    if config.mixed_precision:
+      round_operands(self)
 
   def encode(
     self,

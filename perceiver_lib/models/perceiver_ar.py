@@ -24,6 +24,7 @@ from perceiver_lib.linear import Linear
 from perceiver_lib.models import perceiver_ar_cached
 from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, rank_from_end, validity
 from perceiver_lib.positions import Rotary, SinusoidalPositions
+from perceiver_lib.precision import round_operands
 from perceiver_lib.streaming import cleaned
 from perceiver_lib.tokens import Tokens
 
@@ -77,6 +78,7 @@ class PerceiverARConfig:
     output: 'linear' head, which starts at zero, or 'tied' to the embedding of the input, with a bias.
     prefix_dropout, latent_dropout: the latter hides whole latents from other latents in the stack.
     cross_attend, self_attend: the layers.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
   """
 
   input_adapter: AdapterConfig
@@ -92,6 +94,7 @@ class PerceiverARConfig:
   latent_dropout: float = 0.0
   cross_attend: LayerConfig
   self_attend: LayerConfig
+  mixed_precision: bool = False
 
   def __post_init__(self):
     for name, allowed in (
@@ -201,6 +204,8 @@ class PerceiverAR(nnx.Module):
     self.blocks = nnx.List([block])
     self.output_norm = layer_norm(d, rngs)
     self.head = output_head('zeros' if config.output == 'linear' else 'tied', d, config.num_outputs, rngs)
+    if config.mixed_precision:
+      round_operands(self)
 
   @property
   def _num_rotary_layers(self) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.attention import Attention, KeyValueReader, attend, choose_chunk_size
 from perceiver_lib.caching import LatentWindow, TokenCache, attend_cache, with_room
+from perceiver_lib.linear import LayerNorm
 from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
 from perceiver_lib.streaming import cleaned
 from perceiver_lib.tokens import Tokens
@@ -66,7 +67,7 @@ def start(
 
 
 def _attend(
-  attention: Attention, norm: nnx.LayerNorm | None, latents: Tokens, pair: tuple, key_time: Array, key_valid: Array
+  attention: Attention, norm: LayerNorm | None, latents: Tokens, pair: tuple, key_time: Array, key_valid: Array
 ) -> Float[Array, 'b h n v']:
   normed = latents.values if norm is None else norm(latents.values)
   q = attention.project_queries(normed, latents.position)

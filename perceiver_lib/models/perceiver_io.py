@@ -24,6 +24,7 @@ from perceiver_lib.capture import named
 from perceiver_lib.decoder import Decoder, DecoderConfig
 from perceiver_lib.modalities.image import ConvolutionConfig
 from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.precision import round_operands
 from perceiver_lib.queries import InputQueries, LearnedQueries
 from perceiver_lib.tokens import Tokens
 
@@ -41,6 +42,7 @@ class PerceiverIOConfig:
     cross_attend, self_attend: the layers of encoder and processor.
     decoder: queries, layer and final projection.
     preprocessor: sees the whole image and makes other tokens of it before the adapter; None in all models but one.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
   """
 
   input_adapter: AdapterConfig
@@ -52,6 +54,7 @@ class PerceiverIOConfig:
   self_attend: LayerConfig = LayerConfig(num_heads=8)
   decoder: DecoderConfig
   preprocessor: ConvolutionConfig | None = None
+  mixed_precision: bool = False
 
   def __post_init__(self):
     self.decoder.check(self.input_adapter)
@@ -225,6 +228,8 @@ class PerceiverIO(nnx.Module):
       [LatentBlock(config.self_attend, num_channels=d, num_layers=config.num_self_attends_per_block, rngs=rngs)]
     )
     self.decoder = Decoder(config.decoder, input_adapter=config.input_adapter, num_latent_channels=d, rngs=rngs)
+    if config.mixed_precision:
+      round_operands(self)
 
   def encode(
     self,

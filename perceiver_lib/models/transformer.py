@@ -16,6 +16,7 @@ from perceiver_lib.blocks import LatentBlock, LayerConfig, SelfAttention, layer_
 from perceiver_lib.capture import named
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.positions import Rotary
+from perceiver_lib.precision import round_operands
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 
@@ -32,6 +33,7 @@ class TransformerConfig:
     causal: whether a token sees only itself and those before it.
     window: tokens that a causal layer sees at most; None = all before. Tokens are cut into blocks of half a window, and
       each block sees itself and the one before, so a token sees from half a window to a whole one.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
   """
 
   input_adapter: AdapterConfig
@@ -41,6 +43,7 @@ class TransformerConfig:
   output: Literal['linear', 'tied'] = 'linear'
   causal: bool = False
   window: int | None = None
+  mixed_precision: bool = False
 
   def __post_init__(self):
     if self.output not in ('linear', 'tied'):
@@ -106,6 +109,8 @@ class Transformer(nnx.Module):
     )
     self.output_norm = layer_norm(width, rngs)
     self.head = output_head(config.output, width, config.num_outputs, rngs)
+    if config.mixed_precision:
+      round_operands(self)
 
   def __call__(self, inputs: Tokens, *, rngs: nnx.Rngs | None = None) -> Float[Array, 'b m e']:
     """Outputs at every token, zero where it is not valid.
@@ -159,12 +164,14 @@ def windowed(layer: SelfAttention, tokens: Tokens, block: int, rngs: nnx.Rngs | 
     return rearrange(jnp.concatenate([previous, array], axis=axis), 'b n ... -> (b n) ...')
 
   heads, flat = 'b h (n block) k -> b n h block k', 'b (n block) -> b n block'
-  q, k, v = (blocks(array, heads, 2) for array in (q, k, v))
+  # Float32, in which the gradients of a key's two uses are added.
+  q, k, v = (blocks(array.astype(jnp.float32), heads, 2) for array in (q, k, v))
   time, valid = blocks(tokens.time, flat, 1), blocks(valid, flat, 1)
   output = attend(
-    rearrange(q, 'b n ... -> (b n) ...'),
-    with_previous(k, 3),
-    with_previous(v, 3),
+    *(
+      array.astype(layer.attention.operands)
+      for array in (rearrange(q, 'b n ... -> (b n) ...'), with_previous(k, 3), with_previous(v, 3))
+    ),
     query_time=rearrange(time, 'b n block -> (b n) block'),
     key_time=with_previous(time, 2),
     key_valid=with_previous(valid, 2),

@@ -25,6 +25,7 @@ from perceiver_lib.capture import named
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
 from perceiver_lib.linear import Linear
 from perceiver_lib.models.perceiver_ar_latents import latest, validity
+from perceiver_lib.precision import round_operands
 from perceiver_lib.prefix_read import prefix_read
 from perceiver_lib.tokens import Tokens
 
@@ -89,6 +90,7 @@ class UnifiedPerceiverConfig:
     latent_attention: 'full' or 'axial', see `block_causal.CausalLatentBlock`.
     cross_attend, self_attend: the layers. Attention weights are not dropped in this model.
     decoder: queries of any kind, each with its own timestep, or `IdentityDecoderConfig`.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
   """
 
   input_adapter: AdapterConfig
@@ -100,6 +102,7 @@ class UnifiedPerceiverConfig:
   cross_attend: LayerConfig = LayerConfig(num_heads=1)
   self_attend: LayerConfig = LayerConfig(num_heads=8)
   decoder: DecoderConfig | IdentityDecoderConfig
+  mixed_precision: bool = False
 
   def __post_init__(self):
     c, d = self.input_adapter.num_channels, self.num_latent_channels
@@ -169,6 +172,8 @@ class UnifiedPerceiver(nnx.Module):
       self.output_norm = layer_norm(d, rngs)
       kind = 'zeros' if config.decoder.output == 'linear' else 'tied'
       self.head = output_head(kind, d, config.decoder.num_outputs, rngs)
+    if config.mixed_precision:
+      round_operands(self)
 
   def encode(
     self,
@@ -211,7 +216,8 @@ class UnifiedPerceiver(nnx.Module):
     """The read's queries, which are the same at every timestep."""
     cross_attend = self.cross_attends[0]
     q = cross_attend.attention.project_queries(cross_attend.query_norm(self.latents[...])[None], None)
-    return jnp.broadcast_to(q, (batch_size, *q.shape[1:]))
+    # Broadcast as float32, in which the gradient is summed over the batch.
+    return jnp.broadcast_to(q.astype(jnp.float32), (batch_size, *q.shape[1:])).astype(q.dtype)
 
   def answer(self, heads: Float[Array, 'b h ts v'], time: Int[Array, ' t'], *, rngs: nnx.Rngs | None = None) -> Tokens:
     """The latents of these timesteps with what they read, and the timesteps' embedding."""

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from perceiver_lib.experiments.bench import long_inputs, machine, published_sizes, sequences
+from perceiver_lib.experiments.bench import account, long_inputs, machine, overhead, published_sizes, sequences
 
-CASES = {**machine.CASES, **published_sizes.CASES, **long_inputs.CASES, **sequences.CASES}
+CASES = {
+  **machine.CASES,
+  **published_sizes.CASES,
+  **long_inputs.CASES,
+  **sequences.CASES,
+  **account.CASES,
+  **overhead.CASES,
+}

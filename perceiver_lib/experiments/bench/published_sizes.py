@@ -5,7 +5,9 @@ Hugging Face runs without its default dropout, as ours does.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any
 
 from perceiver_lib.experiments.bench.harness import Call, Case, Contender
 from perceiver_lib.experiments.bench.steps import (
@@ -21,32 +23,46 @@ FLOW_SHAPE = (368, 496)
 IMAGE_SIZE = 224
 
 
-def _language(train: bool) -> Call:
+def language_model(mixed_precision: bool = False) -> tuple[Any, Any, Any]:
+  """Definition and weights of the language model on bytes, and a text."""
   import jax.numpy as jnp
   import numpy as np
   from flax import nnx
 
-  from perceiver_lib.losses import cross_entropy
   from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
   from perceiver_lib.tokens import Tokens
 
-  weights = random_weights(lambda: PerceiverIO(PerceiverIOConfig.paper_language('bytes'), rngs=nnx.Rngs(0)))
+  config = dataclasses.replace(PerceiverIOConfig.paper_language('bytes'), mixed_precision=mixed_precision)
+  weights = random_weights(lambda: PerceiverIO(config, rngs=nnx.Rngs(0)))
   ids = jnp.asarray(np.random.default_rng(0).integers(6, 262, (1, LENGTH)), jnp.int32)
-  tokens = Tokens(values=ids, position=jnp.arange(LENGTH, dtype=jnp.int32)[None, :, None])
+  return *weights, Tokens(values=ids, position=jnp.arange(LENGTH, dtype=jnp.int32)[None, :, None])
+
+
+def language_loss(model: Any, tokens: Any) -> Any:
+  from perceiver_lib.losses import cross_entropy
+
+  return cross_entropy(model(tokens), tokens.values)
+
+
+def _language(train: bool, mixed_precision: bool = False) -> Call:
+  *weights, tokens = language_model(mixed_precision)
   if train:
-    return train_call(*weights, lambda model, tokens: cross_entropy(model(tokens), tokens.values), tokens)
+    return train_call(*weights, language_loss, tokens)
   return forward_call(*weights, lambda model, tokens: model(tokens), tokens)
 
 
-def _language_hugging_face(train: bool) -> Call:
+def _language_hugging_face(train: bool, mixed_precision: bool = False) -> Call:
   import torch
   from transformers import PerceiverConfig, PerceiverForMaskedLM
 
   model = PerceiverForMaskedLM(PerceiverConfig(attention_probs_dropout_prob=0.0))
   ids = torch.randint(6, 262, (1, LENGTH))
-  if train:
-    return torch_train_call(model, lambda: model(inputs=ids, labels=ids).loss)
-  return torch_forward_call(model, lambda: model(inputs=ids))
+
+  def output() -> Any:
+    with torch.autocast('cpu', torch.bfloat16, enabled=mixed_precision):
+      return model(inputs=ids, labels=ids) if train else model(inputs=ids)
+
+  return torch_train_call(model, lambda: output().loss) if train else torch_forward_call(model, output)
 
 
 def _image(train: bool) -> Call:
@@ -128,7 +144,27 @@ _LANGUAGE = 'language model on bytes, 201,108,230 parameters, batch 1, 2,048 byt
 _IMAGE = 'ImageNet with Fourier features, 48,440,627 parameters, one image of 224 x 224, float32'
 _FLOW = 'optical flow, 41,057,134 parameters, one pair of 368 x 496, float32, forward'
 
+
+def _mixed(train: bool) -> Case:
+  return Case(
+    title=f'{_LANGUAGE.removesuffix(", float32")}, mixed precision, {"training step" if train else "forward"}',
+    contenders={
+      'perceiver_lib, mixed': Contender(
+        build=functools.partial(_language, train, True), note='operands bfloat16, sums float32'
+      ),
+      'perceiver_lib, float32': Contender(build=functools.partial(_language, train)),
+      'Hugging Face, autocast to bfloat16': Contender(
+        build=functools.partial(_language_hugging_face, train, True), package='torch+transformers'
+      ),
+    },
+    amount=LENGTH,
+    unit='bytes',
+  )
+
+
 CASES = {
+  'language-bf16': _mixed(False),
+  'language-train-bf16': _mixed(True),
   'language': _case(
     f'{_LANGUAGE}, forward',
     functools.partial(_language, False),

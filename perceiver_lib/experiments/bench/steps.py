@@ -35,7 +35,7 @@ def forward_call(graphdef: Any, weights: Any, forward: Callable[..., Any], *inpu
 
 
 def train_call(graphdef: Any, weights: Any, loss: Callable[..., jax.Array], *inputs: Any) -> Call:
-  """One step of AdamW as `fit` takes it: the old state's buffers are reused, freed memory stays."""
+  """One step of AdamW in place: the buffers of the old state are given to the new one. Memory is kept as `fit` does."""
   keep_freed_memory()
   optimizer = optax.adamw(LEARNING_RATE)
 
