@@ -11,6 +11,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -203,6 +204,7 @@ def climb(
   *,
   window: int | None = None,
   checkpoint_dir: Path | None = None,
+  **fit_settings: Any,
 ) -> FitResult:
   """Trains one rung from the weights of the model; with a window, the windowed Transformer in the same steps."""
   settings = {'task': 'mirrored copy', 'recipe': recipe, 'rung': rung, 'window': window}
@@ -220,4 +222,5 @@ def climb(
     checkpoint_dir=checkpoint_dir,
     checkpoint_every=rung.num_steps if checkpoint_dir else None,
     fingerprint=checkpoints.fingerprint(**settings) if checkpoint_dir else None,
+    **fit_settings,
   )
