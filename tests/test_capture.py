@@ -205,12 +205,11 @@ def weights_of_inputs(weights, valid):
 
 
 @pytest.mark.parametrize('path', ['perceiver', 'io', 'unified', 'ar'])
-@pytest.mark.parametrize('chunk_size', [None, 4])
-def test_chosen_heads_and_queries_are_rows_of_the_whole_map(path, chunk_size):
+def test_chosen_heads_and_queries_of_a_streamed_call_are_rows_of_the_whole_map(path):
   model = models()[path]
   inputs = tokens(VALUES, time=TIME if path == 'unified' else None)
   run = functools.partial(call, path, model, inputs)
-  few = functools.partial(run, chunk_size=chunk_size, **({'decode': 3} if path in ('io', 'unified') else {}))
+  few = functools.partial(run, chunk_size=4, **({'decode': 3} if path in ('io', 'unified') else {}))
   choose = capture_attention(few, heads=[1], queries=[3, 0])
   (_, whole), (_, chosen) = jax.jit(lambda: (capture_attention(run)(), choose()))()
   assert set(chosen) == set(whole)
@@ -230,14 +229,13 @@ def test_a_chosen_map_of_a_long_input_costs_no_more_than_itself():
     )
     return jax.jit(run).lower(images).compile().memory_analysis().temp_size_in_bytes
 
-  one_map = 256 * 256 * 4
-  assert temporaries(heads=[0], queries=[1, 2]) < temporaries() - 32 * one_map
+  assert 8 * temporaries(heads=[0], queries=[1, 2]) < temporaries()
 
 
 def test_names_match_component_by_component():
   model = models()['perceiver']
   run = capture_attention(model, names=['encoder.cross_attention.1', 'process'])
-  _, maps = run(tokens(VALUES))
+  _, maps = jax.jit(run)(tokens(VALUES))
   assert set(maps) == {'encoder.cross_attention.1'}
 
 
@@ -248,7 +246,7 @@ def test_a_second_decoding_counts_on():
     latents = model.encode(inputs)
     return [model.decode(latents, queries) for _ in range(3)]
 
-  _, maps = capture_attention(twice, names=['decoder'])(tokens(VALUES), tokens(QUERIES))
+  _, maps = jax.jit(capture_attention(twice, names=['decoder']))(tokens(VALUES), tokens(QUERIES))
   assert list(maps) == ['decoder', 'decoder#1', 'decoder#2']
 
 
