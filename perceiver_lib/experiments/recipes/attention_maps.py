@@ -9,9 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,29 +16,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from perceiver_lib.capture import AttentionMap, capture_attention
+from perceiver_lib.data import pronunciation
 from perceiver_lib.data.optical_flow import FlowPairs
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
-from perceiver_lib.experiments.environment import peak_bytes
-from perceiver_lib.experiments.processes import answer_of
 from perceiver_lib.experiments.recipes import (
   attention_probes,
   images,
   masked_text,
   mirrored_copy,
   optical_flow,
-  tour,
 )
 from perceiver_lib.experiments.recipes import unified_pronunciation as speech
 from perceiver_lib.losses import cross_entropy
-from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
+from perceiver_lib.modalities.pixels import pixel_adapter
 from perceiver_lib.modalities.text import MASK, ByteTokenizer
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
-from perceiver_lib.optimizers import adamw_warmup_cosine, muon_and_adam
+from perceiver_lib.optimizers import muon_and_adam
+from perceiver_lib.rollout import attention_rollout
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import FitResult, fit
 
@@ -113,14 +109,14 @@ RECIPES = {
   'demo': AttentionRecipe(
     images=dataclasses.replace(images.RECIPES['demo'], num_latents=16, batch_size=16),
     image_steps=500,
-    text=SentenceRecipe(train_steps=800),
-    flow=dataclasses.replace(optical_flow.RECIPES['demo'], train_steps=400, batch_size=16),
+    text=SentenceRecipe(train_steps=800, num_latents=32),
+    flow=dataclasses.replace(optical_flow.RECIPES['demo'], train_steps=700, num_latents=32, num_layers=2),
     copy=mirrored_copy.CopyRecipe(
       ladder=(mirrored_copy.Rung(length=64, num_latents=16, batch_size=32, num_steps=400),),
       windowed_rung=0, window=16,
     ),
     words=dataclasses.replace(
-      speech.RECIPES['demo'], train_steps=400, num_latent_channels=64, num_layers=2, batch_size=32
+      speech.RECIPES['demo'], train_steps=500, num_latent_channels=64, num_layers=2, batch_size=32
     ),
   ),
   'full': AttentionRecipe(
@@ -139,6 +135,36 @@ RECIPES = {
     num_reads=8, num_examples=256, log2_bytes=20,
   ),
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+  """A call with its maps.
+
+  Attributes:
+    output, maps: as `capture_attention` returns them.
+    rollout: from the last queries through the latents to the inputs.
+    difference: from the output of the same call without maps, over its largest value.
+  """
+
+  output: Any
+  maps: dict[str, AttentionMap]
+  rollout: Float[Array, 'b i m']
+  difference: float
+
+
+def look(call: Callable[..., Any], *args: Any) -> Looked:
+  """Calls a function of arrays and models twice, compiled: as it is, and with every map captured."""
+
+  def with_maps(*args: Any) -> tuple[Any, dict[str, AttentionMap], Array]:
+    output, maps = capture_attention(call)(*args)
+    latent_inputs = output.time if isinstance(output, Tokens) else None
+    return output, maps, attention_rollout(maps, latent_inputs=latent_inputs)
+
+  plain, (output, maps, rollout) = jax.jit(call)(*args), jax.jit(with_maps)(*args)
+  values = [found.values if isinstance(found, Tokens) else found for found in (plain, output)]
+  difference = float(jnp.max(jnp.abs(values[0] - values[1])) / jnp.max(jnp.abs(values[0])))
+  return Looked(output, maps, rollout, difference)
 
 
 # Images.
@@ -273,7 +299,7 @@ def train_two_motions(
     model,
     optical_flow.flow_loss(read, min(recipe.num_queries, recipe.size**2)),
     lambda step: two_motions(pairs, recipe.batch_size, step),
-    optimizer=adamw_warmup_cosine(recipe.learning_rate, num_steps, warmup_steps=min(100, num_steps // 8)),
+    optimizer=muon_and_adam(num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=0.02),
     num_steps=num_steps,
     seed=seed,
     evaluate=lambda trained: {'validation_epe': optical_flow.mean_error(read, trained, validation)},
@@ -291,10 +317,9 @@ def copy_inputs(rung: mirrored_copy.Rung, count: int, seed: int) -> Tokens:
   return mirrored_copy.copy_examples(jnp.asarray(batch['ids']), jnp.asarray(batch['position'])).inputs
 
 
-def copy_map(model: PerceiverAR, inputs: Tokens) -> tuple[Int[Array, 'b n'], dict[str, AttentionMap]]:
-  """Every map of a call with a latent on each token of the second half, and the last input that each of them knows."""
-  output, maps = capture_attention(model)(inputs, num_latents=inputs.num_tokens // 2)
-  return output.time, maps
+def copied(model: PerceiverAR, inputs: Tokens) -> Tokens:
+  """The call that all maps of copying are taken of: a latent on each token of the second half."""
+  return model(inputs, num_latents=inputs.num_tokens // 2)
 
 
 def train_copier(recipe: AttentionRecipe, *, seed: int, **fit_settings: Any) -> FitResult:
@@ -304,12 +329,12 @@ def train_copier(recipe: AttentionRecipe, *, seed: int, **fit_settings: Any) -> 
   """
   rung = recipe.copy.ladder[0]
   inputs = copy_inputs(rung, recipe.num_examples, seed)
-  read = jax.jit(lambda model: copy_map(model, inputs))
+  read = jax.jit(capture_attention(copied, names=['encoder']))
 
   def snapshot(model: PerceiverAR) -> dict[str, Any]:
-    last, maps = read(model)
+    output, maps = read(model, inputs)
     weights = np.asarray(maps['encoder.cross_attention.0'].weights)
-    lookup = attention_probes.lookup_mass(weights, np.asarray(last), rung.length)
+    lookup = attention_probes.lookup_mass(weights, np.asarray(output.time), rung.length)
     return {'lookup': lookup.max(), 'map': weights[0].astype(np.float16)}
 
   model = mirrored_copy.copy_model(recipe.copy, seed)
@@ -317,97 +342,14 @@ def train_copier(recipe: AttentionRecipe, *, seed: int, **fit_settings: Any) -> 
   return mirrored_copy.climb(model, rung, recipe.copy, seed, evaluate=snapshot, evaluate_every=every, **fit_settings)
 
 
-# The answers of deletion tests: which inputs exist -> how good the answer is, example by example.
-
-Quality = Callable[[Bool[np.ndarray, 'b m']], Float[np.ndarray, 'b']]
+# Words.
 
 
-def probability_of_label(model: Perceiver, view: images.ReadPixels, examples: Arrays) -> Quality:
-  """Probability of the right class while pixels are missing: a set can lack members, no grey has to stand in."""
-  tokens = pixel_tokens(jnp.asarray(examples['image']), integer_positions=view.integer_positions)
-  labels = jnp.asarray(examples['label'])[:, None]
-
-  @jax.jit
-  def quality(valid: Array) -> Float[Array, 'b']:
-    shares = jax.nn.softmax(model(dataclasses.replace(tokens, valid=valid)))
-    return jnp.take_along_axis(shares, labels, axis=1)[:, 0]
-
-  return lambda valid: np.asarray(quality(valid))
-
-
-def probability_of_byte(model: PerceiverIO, examples: Arrays, places: Int[np.ndarray, 'b']) -> Quality:
-  """Probability of the right byte at one place of each sentence, while other bytes are missing."""
-  asked = Tokens(values=jnp.asarray(places, jnp.int32)[:, None])
-  labels = jnp.take_along_axis(jnp.asarray(examples['labels']), asked.values, axis=1)
-
-  @jax.jit
-  def quality(valid: Array) -> Float[Array, 'b']:
-    shares = jax.nn.softmax(model(sentence_tokens(jnp.asarray(examples['ids']), valid), asked))
-    return jnp.take_along_axis(shares[:, 0], labels, axis=1)[:, 0]
-
-  return lambda valid: np.asarray(quality(valid))
-
-
-def probability_of_copy(model: PerceiverAR, inputs: Tokens, targets: Int[np.ndarray, 'b']) -> Quality:
-  """Probability of the right byte behind the last input, while earlier ones are missing."""
-
-  @jax.jit
-  def quality(valid: Array) -> Float[Array, 'b']:
-    logits = model(dataclasses.replace(inputs, valid=valid), num_latents=1).values[:, -1]
-    return jnp.take_along_axis(jax.nn.softmax(logits), jnp.asarray(targets)[:, None], axis=1)[:, 0]
-
-  return lambda valid: np.asarray(quality(valid))
-
-
-# A long input.
-
-
-def measure_long(num_bytes: int) -> dict[str, float]:
-  """Two latents' maps of one head over a long input: memory of this process, beside the call without maps.
-
-  Returns:
-    `start_gigabytes` before the model was made, `peak_gigabytes` at the end, `temporary_megabytes` that the compiled
-    call sets aside and `plain_temporary_megabytes` without maps, `map_megabytes` that come back, `whole_gigabytes` of
-    all maps of this read, `difference` of the logits over the largest, and `seconds` and `plain_seconds` of a call.
-  """
-  config = dataclasses.replace(tour.byte_perceiver(num_bytes), num_self_attends_per_block=1)
-  tokens, start = tour.byte_tokens(num_bytes), peak_bytes()
-  model = tour.filled(Perceiver, config, scale=0.02, seed=0)
-  captured = capture_attention(
-    lambda model, tokens: model(tokens), names=['encoder.cross_attention.0'], heads=[3], queries=[7, 200]
-  )
-  plain, with_maps = (
-    jax.jit(call).lower(model, tokens).compile() for call in (lambda model, tokens: model(tokens), captured)
-  )
-
-  def timed(call: Callable) -> tuple[Any, float]:
-    jax.block_until_ready(call(model, tokens))
-    begin = time.perf_counter()
-    found = jax.block_until_ready(call(model, tokens))
-    return found, time.perf_counter() - begin
-
-  logits, plain_seconds = timed(plain)
-  (same, maps), seconds = timed(with_maps)
-  one = maps['encoder.cross_attention.0']
-  return {
-    'num_bytes': num_bytes,
-    'start_gigabytes': start / 1e9,
-    'peak_gigabytes': peak_bytes() / 1e9,
-    'temporary_megabytes': with_maps.memory_analysis().temp_size_in_bytes / 1e6,
-    'plain_temporary_megabytes': plain.memory_analysis().temp_size_in_bytes / 1e6,
-    'map_megabytes': sum(leaf.nbytes for leaf in jax.tree.leaves(maps)) / 1e6,
-    'whole_gigabytes': 2 * 4 * config.num_latents * config.cross_attend.num_heads * num_bytes / 1e9,
-    'difference': float(jnp.max(jnp.abs(logits - same)) / jnp.max(jnp.abs(logits))),
-    'row_sum_error': float(jnp.max(jnp.abs(one.weights.sum(-1) - 1))),
-    'seconds': seconds,
-    'plain_seconds': plain_seconds,
-  }
-
-
-def measure_long_in_fresh_process(log2_bytes: int) -> dict[str, float]:
-  """`measure_long` in a process of its own."""
-  return answer_of('perceiver_lib.experiments.recipes.attention_maps', log2_bytes)
-
-
-if __name__ == '__main__':
-  print(json.dumps(measure_long(2 ** int(sys.argv[1]))))
+def letter_by_letter(source: pronunciation.WordSource, count: int) -> pronunciation.WordSource:
+  """The first words of five to ten letters that have a phoneme for each letter: most are aligned one to one."""
+  num_phonemes = (source.arrays['phonemes'] >= pronunciation.FIRST_PHONEME).sum(1)
+  num_letters = (source.arrays['letters'] != pronunciation.PAD).sum(1)
+  [rows] = np.nonzero((num_letters == num_phonemes) & (num_letters >= 5) & (num_letters <= 10))
+  rows = rows[:: max(1, len(rows) // count)][:count]
+  arrays = {name: array[rows] for name, array in source.arrays.items()}
+  return pronunciation.WordSource(arrays, [source.words[row] for row in rows], [source.variants[row] for row in rows])
