@@ -144,27 +144,34 @@ class Looked:
   Attributes:
     output, maps: as `capture_attention` returns them.
     rollout: from the last queries through the latents to the inputs.
-    difference: from the output of the same call without maps, over its largest value.
+    difference: from the output of the same call without maps, over its largest value, or None if not compared.
   """
 
   output: Any
   maps: dict[str, AttentionMap]
   rollout: Float[Array, 'b i m']
-  difference: float
+  difference: float | None
 
 
-def look(call: Callable[..., Any], *args: Any) -> Looked:
-  """Calls a function of arrays and models twice, compiled: as it is, and with every map captured."""
+def look(call: Callable[..., Any], *args: Any, compare: bool = False) -> Looked:
+  """Calls a function of arrays and models with every map captured, compiled; `compare` calls it as it is, too."""
+  output, maps, rollout = _with_maps(call)(*args)
+  difference = None
+  if compare:
+    plain = jax.jit(call)(*args)
+    values = [found.values if isinstance(found, Tokens) else found for found in (plain, output)]
+    difference = float(jnp.max(jnp.abs(values[0] - values[1])) / jnp.max(jnp.abs(values[0])))
+  return Looked(output, maps, rollout, difference)
 
+
+@functools.lru_cache(maxsize=32)
+def _with_maps(call: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, AttentionMap], Array]]:
   def with_maps(*args: Any) -> tuple[Any, dict[str, AttentionMap], Array]:
     output, maps = capture_attention(call)(*args)
     latent_inputs = output.time if isinstance(output, Tokens) else None
     return output, maps, attention_rollout(maps, latent_inputs=latent_inputs)
 
-  plain, (output, maps, rollout) = jax.jit(call)(*args), jax.jit(with_maps)(*args)
-  values = [found.values if isinstance(found, Tokens) else found for found in (plain, output)]
-  difference = float(jnp.max(jnp.abs(values[0] - values[1])) / jnp.max(jnp.abs(values[0])))
-  return Looked(output, maps, rollout, difference)
+  return jax.jit(with_maps)
 
 
 # Images.
