@@ -109,7 +109,8 @@ def flow_rollouts(
     side = (theme.NOTEBOOK_WIDTH - 1.3) / len(headings)
     figure = theme.new_figure(len(frames) * (side + 0.05) + 0.7, title=title)
     grid = figure.subplots(len(frames), len(headings), squeeze=False)
-    largest = float(np.linalg.norm(flow, axis=-1).max())
+    # A little more than the largest: beyond it colours turn dark.
+    largest = 1.01 * float(np.linalg.norm(flow, axis=-1).max())
     for line, pair, motion, (y, x), rollout in zip(grid, frames, flow, queries, rollouts, strict=True):
       right, down = motion[int(y), int(x)]
       line[0].imshow(np.clip(pair[0], 0, 255).astype(np.uint8))
@@ -157,7 +158,12 @@ def deletions(
   with theme.use_theme():
     figure = theme.new_figure(3.0, title=title)
     grid = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
-    styles = ((theme.VERMILLION, '-', 'o'), (theme.BLACK, '--', 's'), (theme.BLUE, ':', '^'))
+    styles = (
+      (theme.VERMILLION, '-', 'o'),
+      (theme.GREEN, '-.', 'D'),
+      (theme.BLACK, '--', 's'),
+      (theme.BLUE, ':', '^'),
+    )
     for axes, (name, (counts, curves)) in zip(grid, results.items(), strict=True):
       for (order, values), (colour, line, marker) in zip(curves.items(), styles, strict=True):
         axes.plot(counts, values, line, color=colour, marker=marker, markersize=4, label=order)
@@ -165,7 +171,7 @@ def deletions(
       axes.set_xlabel('inputs hidden')
       axes.set_ylim(0, 1.02)
     grid[0].set_ylabel(y_label)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc='outside lower left', ncols=3)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc='outside lower left', ncols=4)
   ends = '; '.join(
     f'{name}: ' + ', '.join(f'{order} {values[-1]:.2f}' for order, values in curves.items())
     for name, (_, curves) in results.items()

@@ -48,6 +48,7 @@ def test_the_three_kinds_are_found_where_they_were_put():
   assert chosen[1].num_places == pytest.approx(4, rel=1e-3)
   liked = probes.preferences(maps[:, None], text)
   assert max(liked, key=lambda kind: liked[kind][0, 2]) == 'a space or line break'
+  assert all(kind[0, 0] == pytest.approx(1) for kind in liked.values() if kind.any())
 
 
 def test_word_starts_are_letters_behind_no_letter():
@@ -94,9 +95,9 @@ def test_deleting_the_only_input_that_counts_ruins_the_answer():
     assert valid[:, 1].all()
     return valid[np.arange(5), needed].astype(np.float64)
 
-  curves = probes.deletion_curves(quality, attended, removable, [0, 1, 10, 11], seed=0)
+  curves = probes.deletion_curves(quality, attended, removable, [0, 1, 10, 11], rule=-attended, seed=0)
   assert curves['most attended'].tolist() == [1, 0, 0, 0]
-  assert curves['least attended'].tolist() == [1, 1, 1, 0]
+  assert curves['least attended'].tolist() == curves['by a simple rule'].tolist() == [1, 1, 1, 0]
   assert curves['at random'][0] == 1 and curves['at random'][-1] == 0
 
 

@@ -86,7 +86,7 @@ class AttentionRecipe:
   copy: mirrored_copy.CopyRecipe
   words: speech.PronunciationRecipe
   num_reads: int = 3
-  snapshots: int = 10
+  snapshots: int = 9
   num_examples: int = 64
   log2_bytes: int = 18
 
@@ -112,7 +112,7 @@ RECIPES = {
     text=SentenceRecipe(train_steps=800, num_latents=32),
     flow=dataclasses.replace(optical_flow.RECIPES['demo'], train_steps=700, num_latents=32, num_layers=2),
     copy=mirrored_copy.CopyRecipe(
-      ladder=(mirrored_copy.Rung(length=64, num_latents=16, batch_size=32, num_steps=400),),
+      ladder=(mirrored_copy.Rung(length=64, num_latents=16, batch_size=32, num_steps=450),),
       windowed_rung=0, window=16,
     ),
     words=dataclasses.replace(

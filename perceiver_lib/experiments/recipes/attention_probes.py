@@ -79,7 +79,8 @@ def preferences(
   """How many times more weight a kind of character gets than its share of the text."""
   kinds = {name: np.isin(text, np.frombuffer(characters, np.uint8)) for name, characters in CHARACTERS.items()}
   kinds['the first letter of a word'] = word_starts(text)
-  return {name: np.einsum('bhnm,bm->hn', weights, is_kind) / max(is_kind.sum(), 1) for name, is_kind in kinds.items()}
+  share = {name: np.einsum('bhnm,bm->hn', weights, is_kind) / len(text) for name, is_kind in kinds.items()}
+  return {name: share[name] / max(float(is_kind.mean()), 1e-30) for name, is_kind in kinds.items()}
 
 
 def word_starts(text: UInt8[np.ndarray, 'b m']) -> Bool[np.ndarray, 'b m']:
@@ -182,18 +183,20 @@ def deletion_curves(
   removable: Bool[np.ndarray, 'b m'],
   counts: Sequence[int],
   *,
+  rule: Float[np.ndarray, 'b m'],
   seed: int,
 ) -> dict[str, Float[np.ndarray, 'k']]:
-  """How an answer fares while inputs are taken away: the most attended first, the least attended first, at random.
+  """How an answer fares while inputs are taken away: most or least attended first, by a simple rule, or at random.
 
   Args:
     quality: which inputs exist -> how good each example's answer is.
     attended: how much each input was attended to.
     removable: inputs that may be taken away.
     counts: how many are gone, from 0.
+    rule: what someone who sees no map would expect to matter, most where it is largest.
   """
   random = np.random.default_rng(seed).random(attended.shape)
-  scores = {'most attended': -attended, 'at random': random, 'least attended': attended}
+  scores = {'most attended': -attended, 'by a simple rule': -rule, 'at random': random, 'least attended': attended}
   curves = {}
   for name, score in scores.items():
     rank = np.argsort(np.argsort(np.where(removable, score, np.inf), axis=1, kind='stable'), axis=1)
