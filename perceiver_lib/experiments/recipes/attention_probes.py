@@ -76,11 +76,14 @@ def periodicity(weights: Float[np.ndarray, 'b h n m']) -> tuple[Float[np.ndarray
 def preferences(
   weights: Float[np.ndarray, 'b h n m'], text: UInt8[np.ndarray, 'b m']
 ) -> dict[str, Float[np.ndarray, 'h n']]:
-  """How many times more weight a kind of character gets than its share of the text."""
+  """How many times the weight a kind of character gets that its places alone would give it: 1 = content is nothing."""
   kinds = {name: np.isin(text, np.frombuffer(characters, np.uint8)) for name, characters in CHARACTERS.items()}
   kinds['the first letter of a word'] = word_starts(text)
-  share = {name: np.einsum('bhnm,bm->hn', weights, is_kind) / len(text) for name, is_kind in kinds.items()}
-  return {name: share[name] / max(float(is_kind.mean()), 1e-30) for name, is_kind in kinds.items()}
+  by_place = weights.mean(0)
+  return {
+    name: np.einsum('bhnm,bm->hn', weights, is_kind) / np.maximum(np.einsum('hnm,bm->hn', by_place, is_kind), 1e-30)
+    for name, is_kind in kinds.items()
+  }
 
 
 def word_starts(text: UInt8[np.ndarray, 'b m']) -> Bool[np.ndarray, 'b m']:
@@ -92,17 +95,17 @@ def word_starts(text: UInt8[np.ndarray, 'b m']) -> Bool[np.ndarray, 'b m']:
 def three_kinds(weights: Float[np.ndarray, 'b h n m'], text: UInt8[np.ndarray, 'b m']) -> list[Chosen]:
   """One example each of the paper's three kinds of query (IO, Fig. 7), by a rule and not by eye.
 
-  sharp     the map with the largest weight on one place, in the mean over sentences
-  spread    of the maps that their place explains to 80 % and that hold 3 places or more, the most periodic one
-  content   the map that its place explains least
+  one place            the largest weight on one place, in the mean over sentences
+  a stretch of places  of the maps that their place explains to 80 % and that hold 3 places or more, the most periodic
+  place and content    the map that its place explains least
   """
   shares, places = position_shares(weights), num_places(weights).mean(0)
   largest, (periodic, _) = weights.mean(0).max(-1), periodicity(weights)
   spread = np.where((shares >= 0.8) & (places >= 3), periodic, -1)
   picks = {
     'one place': (largest, '{:.0%} of the weight on one place'.format),
-    'spread over places': (spread, '{:.0%} of the power at one frequency'.format),
-    'content': (-shares, lambda value: f'its place explains {-value:.0%} only'),
+    'a stretch of places': (spread, '{:.0%} of the power at one frequency'.format),
+    'place and content': (-shares, lambda value: f'its place explains {-value:.0%} only'),
   }
   chosen = []
   for kind, (score, reason) in picks.items():
