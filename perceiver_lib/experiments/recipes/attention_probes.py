@@ -56,8 +56,12 @@ class Chosen:
 
 
 def position_shares(weights: Float[np.ndarray, 'b h n m']) -> Float[np.ndarray, 'h n']:
-  """Share of each map's variance over characters that is the same in all sentences, hence due to the place alone."""
-  return weights.mean(0).var(-1) / weights.var(-1).mean(0)
+  """Share of each map's variance over characters that is the same in all sentences, hence due to the place alone.
+
+  A map that is flat everywhere has nothing left to explain: 1.
+  """
+  whole = weights.var(-1).mean(0)
+  return np.where(whole > 0, weights.mean(0).var(-1) / np.where(whole > 0, whole, 1), 1)
 
 
 def num_places(weights: Float[np.ndarray, '*n m']) -> Float[np.ndarray, '*n']:

@@ -137,7 +137,7 @@ def last_inputs(examples: NextTokens, window: Int[Array, ''] | Int[Array, 'b 1']
 def first_inputs(examples: NextTokens, count: Int[Array, ''] | Int[Array, 'b 1']) -> NextTokens:
   """Hides all but the first `count` inputs of a row."""
   shape = examples.targets.shape
-  valid = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32) < count, shape)
+  valid = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None] < count, shape)
   inputs = dataclasses.replace(examples.inputs, valid=valid)
   return dataclasses.replace(examples, inputs=inputs, scored=examples.scored & valid)
 
