@@ -113,7 +113,7 @@ def _streamed(
 ) -> Float[Array, 'b h i v']:
   output, log_sum_exp = streamed_attend(q, streams, query_time, dropout, chunk_size)
   if (maps := recorder()) is not None:
-    logits = streamed_logits(maps.chosen(q), streams, chunk_size)
+    logits = streamed_logits(maps.chosen(q), streams, chunk_size, maps.heads_of(q))
     tokens = [stream.tokens for stream in streams]
     chosen_time = None if query_time is None else maps.chosen(query_time[:, None, :])[:, 0]
     allowed = allowed_pairs(chosen_time, joined_times(tokens), joined_validity(tokens))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention import KeyValueReader, choose_chunk_size
 from perceiver_lib.blocks import LayerConfig, SelfAttention
-from perceiver_lib.capture import named, recording
+from perceiver_lib.capture import named, recorder, recording
 from perceiver_lib.streaming import (
   PartialSoftmax,
   allowed_pairs,
@@ -225,7 +225,7 @@ def self_attend(layer: SelfAttention, latents: Tokens, view: str, s: int, rngs: 
 def _attend_all(layer: SelfAttention, latents: Tokens, s: int, rngs: nnx.Rngs | None) -> Tokens:
   attention, n = layer.attention, latents.num_tokens
   small = choose_chunk_size(latents.batch_size * attention.num_heads * n, n) is None
-  if small or n == s or latents.time is None or recording():
+  if small or n == s or latents.time is None or recorder() is not None:
     return layer(latents, rngs=rngs)
   normed = dataclasses.replace(latents, values=layer.norm(latents.values))
   q = attention.project_queries(normed.values, latents.position)

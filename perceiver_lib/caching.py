@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
+from perceiver_lib.capture import recorder
 from perceiver_lib.precision import product
 from perceiver_lib.streaming import MASKED_LOGIT
 
@@ -104,5 +105,7 @@ def attend_cache(
   logits = product('rik,rjk->rij', _rows(q), k) * (q.shape[-1] ** -0.5)
   allowed = repeat(valid, 'b j -> (b h) 1 j', h=q.shape[1])
   weights = jax.nn.softmax(jnp.where(allowed, logits, MASKED_LOGIT), axis=-1)
+  if (maps := recorder()) is not None:
+    maps.record(*(maps.chosen(rearrange(rows, '(b h) i j -> b h i j', h=q.shape[1])) for rows in (logits, weights)))
   heads = product('rij,rjv->riv', weights, v)
   return rearrange(heads, '(b h) i v -> b h i v', h=q.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import contextvars
 import dataclasses
@@ -37,7 +38,8 @@ class Recorder:
   heads: Sequence[int] | None = None
   queries: Sequence[int] | None = None
   path: tuple[str, ...] = ()
-  maps: dict[str, AttentionMap] = dataclasses.field(default_factory=dict)
+  # jit returns a dict sorted by its keys, and an OrderedDict as it was: a rollout needs the order of computation.
+  maps: dict[str, AttentionMap] = dataclasses.field(default_factory=collections.OrderedDict)
 
   @property
   def name(self) -> str:
@@ -50,15 +52,22 @@ class Recorder:
     """The chosen heads and queries; an axis of size 1 stays, and indices that do not exist here are left out."""
     for axis, chosen in ((1, self.heads), (2, self.queries)):
       if chosen is not None and array.shape[axis] > 1:
-        indices = jnp.array([index for index in chosen if index < array.shape[axis]], jnp.int32)
-        array = jnp.take(array, indices, axis=axis)
+        array = jnp.take(array, jnp.array(_existing(chosen, array.shape[axis]), jnp.int32), axis=axis)
     return array
+
+  def heads_of(self, q: Shaped[Array, 'b h i k']) -> list[int] | None:
+    """The heads that `chosen` takes of an attention with these queries, None = all."""
+    return None if self.heads is None or q.shape[1] == 1 else _existing(self.heads, q.shape[1])
 
   def record(self, logits: Float[Array, 'b h i j'], weights: Float[Array, 'b h i j']) -> None:
     name, repeat = self.name, 1
     while name in self.maps:
       name, repeat = f'{self.name}#{repeat}', repeat + 1
     self.maps[name] = AttentionMap(weights=weights, logits=logits)
+
+
+def _existing(chosen: Sequence[int], size: int) -> list[int]:
+  return [index for index in chosen if index < size]
 
 
 def recorder() -> Recorder | None:
@@ -70,6 +79,16 @@ def recorder() -> Recorder | None:
 def recording() -> bool:
   """Whether maps are being collected. Layers then run in a plain loop, because no map can leave a scan's body."""
   return _recorder.get() is not None
+
+
+@contextlib.contextmanager
+def recording_into(new: Recorder | None) -> Iterator[None]:
+  """Attentions computed inside are recorded there; None = not at all, as a loop's body needs."""
+  token = _recorder.set(new)
+  try:
+    yield
+  finally:
+    _recorder.reset(token)
 
 
 @contextlib.contextmanager
@@ -95,8 +114,10 @@ def capture_attention(
 ) -> Callable[..., tuple[Any, dict[str, AttentionMap]]]:
   """Wraps a model, or any function that calls one, so that it also returns its attention maps by name.
 
-  Names are `encoder.cross_attention.0`, `processor.3`, `decoder`. The outputs equal those of the plain call: a map
-  is read beside the computation, which goes on unchanged.
+  Names are `encoder.cross_attention.0`, `processor.3`, `decoder`; an attention that runs again, such as a second
+  decoding, counts on: `decoder#1`. The outputs equal those of the plain call: a map is read beside the computation,
+  which goes on unchanged. No map leaves the body of a loop, so a step of generation is captured by itself; one of the
+  unified model has no map of its read, because that cache keeps sums in place of keys.
 
   Args:
     function: called with the arguments of the returned function; jit outside of this, not inside.
@@ -105,15 +126,12 @@ def capture_attention(
     queries: keep these latents (or output queries) only; needed for long inputs, where a whole map is large.
 
   Returns:
-    A function that returns `(output of function, {name: AttentionMap})`.
+    A function that returns `(output of function, {name: AttentionMap})`, in the order of computation.
   """
 
   def captured(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, AttentionMap]]:
     new = Recorder(names=None if names is None else tuple(names), heads=heads, queries=queries)
-    token = _recorder.set(new)
-    try:
+    with recording_into(new):
       return function(*args, **kwargs), new.maps
-    finally:
-      _recorder.reset(token)
 
   return captured

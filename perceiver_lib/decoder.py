@@ -8,13 +8,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig
 from perceiver_lib.blocks import Adapter, CrossAttention, LayerConfig
-from perceiver_lib.capture import named, recording
+from perceiver_lib.capture import named, recorder, recording_into
 from perceiver_lib.linear import Linear
 from perceiver_lib.queries import InputQueries, LearnedQueryTable, QueryConfig
 from perceiver_lib.streaming import cleaned
@@ -177,9 +178,15 @@ class Decoder(nnx.Module):
       return zero_invalid(outputs, chunk.valid)
 
     num_queries = queries.num_tokens
-    # No attention map can leave a loop's body, so a call that records them decodes all queries at once.
-    if chunk_size is None or chunk_size >= num_queries or recording():
+    with named('decoder'):
+      maps = recorder()
+    if chunk_size is None or chunk_size >= num_queries or (maps is not None and maps.queries is None):
       return rows(queries, rngs)
+    if maps is not None:
+      # No map can leave a loop's body: the chosen queries are decoded by themselves as well, for their maps.
+      chosen = np.array([index for index in maps.queries if index < num_queries], np.int32)
+      with recording_into(dataclasses.replace(maps, queries=None)):
+        rows(jax.tree.map(lambda leaf: leaf[:, chosen], queries), rngs)
     num_chunks = -(-num_queries // chunk_size)
     keys = None if rngs is None else jax.random.split(rngs.dropout(), num_chunks)
 
@@ -190,7 +197,8 @@ class Decoder(nnx.Module):
       chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, chunk_size, axis=1), queries)
       return rows(chunk, None if key is None else nnx.Rngs(dropout=key))
 
-    chunks = rearrange(jax.lax.map(one, (jnp.arange(num_chunks), keys)), 'c b o e -> b (c o) e')
+    with recording_into(None):
+      chunks = rearrange(jax.lax.map(one, (jnp.arange(num_chunks), keys)), 'c b o e -> b (c o) e')
     # The last chunk starts early enough to be full: what it shares with the one before is cut off.
     whole = (num_chunks - 1) * chunk_size
     return jnp.concatenate([chunks[:, :whole], chunks[:, whole - num_queries :]], axis=1)

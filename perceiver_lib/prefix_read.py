@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
@@ -78,7 +79,8 @@ def prefix_read(
   if chunk_size is None and _dense_is_better(q, sources, num_timesteps):
     parts = [reader(cleaned(tokens)) for tokens, reader in sources]
     k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
-    logits, allowed = scaled_logits(q, k), _allowed_rows(q, sources, num_timesteps, window)
+    logits = scaled_logits(q, k)
+    allowed = repeat(_allowed(sources, num_timesteps, window), 'b t j -> b 1 (t s) j', s=q.shape[2])
     rows = repeat(logits, 'b h s j -> b h (t s) j', t=num_timesteps)
     state = PartialSoftmax.empty(rows.shape[:3], v.shape[-1]).fold(rows, allowed, v)
   else:
@@ -88,14 +90,15 @@ def prefix_read(
     state = timestep_major(recomputed(partials))
   if (maps := recorder()) is not None:
     streams = tuple(key_stream(tokens, reader) for tokens, reader in sources)
-    logits = streamed_logits(q, streams, chunk_size or 4096)
-    num_rows = num_timesteps * q.shape[2]
-    row = jnp.array([i for i in maps.queries if i < num_rows] if maps.queries is not None else range(num_rows))
-    heads = dataclasses.replace(maps, queries=None).chosen(logits)
-    chosen = heads[:, :, row % q.shape[2]]
-    allowed = _allowed_rows(q, sources, num_timesteps, window)[:, :, row]
+    num_latents, num_rows = q.shape[2], num_timesteps * q.shape[2]
+    row = np.arange(num_rows) if maps.queries is None else np.array([i for i in maps.queries if i < num_rows], np.int32)
+    # Latents ask the same at every timestep: the logits of the chosen ones are made once.
+    asked, of_asked = np.unique(row % num_latents, return_inverse=True)
+    heads = dataclasses.replace(maps, queries=None).chosen(q)[:, :, asked]
+    logits = streamed_logits(heads, streams, chunk_size or 4096, maps.heads_of(q))[:, :, of_asked]
+    allowed = _allowed(sources, num_timesteps, window)[:, None, row // num_latents]
     log_sum_exp = maps.chosen(state.log_sum_exp()[..., None])
-    maps.record(chosen, mask_weights(jnp.exp(mask_logits(chosen, allowed) - log_sum_exp), allowed))
+    maps.record(logits, mask_weights(jnp.exp(mask_logits(logits, allowed) - log_sum_exp), allowed))
   return state.output()
 
 
@@ -119,12 +122,11 @@ def timestep_major(partials: PartialSoftmax) -> PartialSoftmax:
   return jax.tree.map(lambda x: rearrange(x, 'b t h s ... -> b h (t s) ...'), partials)
 
 
-def _allowed_rows(q: Array, sources: Sources, num_timesteps: int, window: int | None) -> Bool[Array, 'b 1 ts j']:
+def _allowed(sources: Sources, num_timesteps: int, window: int | None) -> Bool[Array, 'b t j']:
   tokens = [source for source, _ in sources]
   allowed = may_read(jnp.concatenate([source.time for source in tokens], axis=1), num_timesteps, window)
-  if (valid := joined_validity(tokens)) is not None:
-    allowed = allowed & valid[:, None, :]
-  return repeat(allowed, 'b t j -> b 1 (t s) j', s=q.shape[2])
+  valid = joined_validity(tokens)
+  return allowed if valid is None else allowed & valid[:, None, :]
 
 
 def timestep_partials(

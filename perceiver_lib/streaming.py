@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
@@ -274,17 +275,23 @@ streamed_attend.defvjp(_forward, _backward)
 
 
 def streamed_logits(
-  q: Float[Array, 'b h i k'], streams: tuple[KeyStream, ...], chunk_size: int
+  q: Float[Array, 'b h i k'], streams: tuple[KeyStream, ...], chunk_size: int, heads: Sequence[int] | None = None
 ) -> Float[Array, 'b h i j']:
-  """Every logit of a few queries over all tokens, made a chunk at a time: for attention maps, not for training."""
+  """Every logit of a few queries over all tokens, made a chunk at a time: for attention maps, not for training.
+
+  `heads` are those of `q` among the heads of the keys; None = all.
+  """
   parts = []
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
 
     def one(index, stream=stream, size=size):
-      return scaled_logits(q, stream.project(stream.params, chunk_of(stream.tokens, index, size)[0])[0])
+      k = stream.project(stream.params, chunk_of(stream.tokens, index, size)[0])[0]
+      return scaled_logits(q, k if heads is None else k[:, np.array(heads, np.int32)])
 
-    chunks = jax.lax.map(one, jnp.arange(num_chunks(stream, size)))
-    starts = [min(c * size, stream.tokens.num_tokens - size) for c in range(num_chunks(stream, size))]
-    parts += [chunk[..., c * size - start :] for c, (chunk, start) in enumerate(zip(chunks, starts, strict=True))]
+    count = num_chunks(stream, size)
+    chunks = rearrange(jax.lax.map(one, jnp.arange(count)), 'c b h i j -> b h i (c j)')
+    # The last chunk starts early enough to be full: what it shares with the one before is cut off.
+    whole, shared = (count - 1) * size, count * size - stream.tokens.num_tokens
+    parts += [chunks[..., :whole], chunks[..., whole + shared :]]
   return jnp.concatenate(parts, axis=-1)

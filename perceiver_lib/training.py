@@ -81,7 +81,7 @@ def fit(
   optimizer: optax.GradientTransformation | optax.MultiSteps,
   num_steps: int,
   seed: int,
-  evaluate: Callable[[nnx.Module], Mapping[str, float]] | None = None,
+  evaluate: Callable[[nnx.Module], Mapping[str, Any]] | None = None,
   evaluate_every: int = 0,
   log_every: int | None = None,
   checkpoint_dir: str | os.PathLike | None = None,
@@ -106,8 +106,9 @@ def fit(
     optimizer: any optax transformation; for gradient accumulation wrap it in `optax.MultiSteps`.
     num_steps: updates in all, those before a resume included.
     seed: of the dropout key, which is folded with the step.
-    evaluate: model -> dict of floats, called every `evaluate_every` steps (0 = only then) and after the last step. It
-      must not keep the model: its buffers are reused by the next step.
+    evaluate: model -> dict of floats, or of small arrays, which the history keeps as lists; called every
+      `evaluate_every` steps (0 = only then) and after the last step. It must not keep the model: its buffers are reused
+      by the next step.
     log_every: steps a history record; by default about 100 records.
     checkpoint_dir: folder for checkpoints; needs `fingerprint`.
     checkpoint_every: steps between checkpoints, by default a tenth of the training; the last step has one anyway.
@@ -231,7 +232,7 @@ def fit(
       bar.report(step, {'loss': means['train_loss']})
     if assess:
       begin = time.perf_counter()
-      record |= {name: float(value) for name, value in evaluate(current_model(state)).items()}
+      record |= {name: np.asarray(value).tolist() for name, value in evaluate(current_model(state)).items()}
       spent['evaluate'] += time.perf_counter() - begin
     if log or assess:
       history.append(record)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.attention import Attention, KeyValueReader, attend, choose_chunk_size
 from perceiver_lib.caching import LatentWindow, TokenCache, attend_cache, with_room
+from perceiver_lib.capture import named
 from perceiver_lib.linear import LayerNorm
 from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
 from perceiver_lib.streaming import cleaned
@@ -47,13 +48,15 @@ def start(
   reader = KeyValueReader(None, None, cross_attend.attention)
   context = reader(dataclasses.replace(inputs, values=normed))
   cached = [with_room(*context, room)]
-  heads = _attend(cross_attend.attention, cross_attend.query_norm, latents, context, inputs.time, valid)
+  with named('encoder', 'cross_attention', 0):
+    heads = _attend(cross_attend.attention, cross_attend.query_norm, latents, context, inputs.time, valid)
   latents = cross_attend.finish(latents, heads, rngs=None)
-  for layer in model.blocks[0].layers:
+  for index, layer in enumerate(model.blocks[0].layers):
     normed = dataclasses.replace(latents, values=layer.norm(latents.values))
     pair = KeyValueReader(None, None, layer.attention)(normed)
     cached.append(with_room(*pair, room))
-    heads = _attend(layer.attention, None, normed, pair, latents.time, latents.valid)
+    with named('processor', index):
+      heads = _attend(layer.attention, None, normed, pair, latents.time, latents.valid)
     latents = layer.finish(latents, heads, rngs=None)
   cache = TokenCache(
     layers=tuple(cached),
@@ -99,13 +102,17 @@ def step(model: nnx.Module, cache: TokenCache, tokens: Tokens) -> tuple[TokenCac
   reader = KeyValueReader(None, key_norm, cross_attend.attention)
   pair = cache.extended(0, *reader(dataclasses.replace(tokens, values=embedded)))
   q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
-  latents = cross_attend.finish(latents, attend_cache(q, pair, context_valid), rngs=None)
+  with named('encoder', 'cross_attention', 0):
+    heads = attend_cache(q, pair, context_valid)
+  latents = cross_attend.finish(latents, heads, rngs=None)
   pairs = [pair]
   for index, layer in enumerate(model.blocks[0].layers):
     normed = dataclasses.replace(latents, values=layer.norm(latents.values))
     pair = cache.extended(index + 1, *KeyValueReader(None, None, layer.attention)(normed))
     q = layer.attention.project_queries(normed.values, latents.position)
-    latents = layer.finish(latents, attend_cache(q, pair, latent_valid), rngs=None)
+    with named('processor', index):
+      heads = attend_cache(q, pair, latent_valid)
+    latents = layer.finish(latents, heads, rngs=None)
     pairs.append(pair)
   cache = dataclasses.replace(
     cache,

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Num
 from perceiver_lib.attention import KeyValueReader, attend
 from perceiver_lib.block_causal import self_attend
 from perceiver_lib.blocks import SelfAttention
+from perceiver_lib.capture import named
 from perceiver_lib.decoder import IdentityDecoderConfig
 from perceiver_lib.models.unified import Inputs, LearnedLatents, UnifiedPerceiver
 from perceiver_lib.prefix_read import known, nothing, summed, timestep_major, timestep_partials
@@ -88,10 +89,11 @@ def start(
   heads = timestep_major(known(partials, **settings)).output()
   latents = model.answer(heads, jnp.arange(num_timesteps, dtype=jnp.int32))
   layers, room = [], (max_timesteps - num_timesteps) * s
-  for layer, view in _applied_layers(model):
+  for index, (layer, view) in enumerate(_applied_layers(model)):
     pair = _keys_and_values(layer, dataclasses.replace(latents, values=layer.norm(latents.values)))
     layers.append(tuple(jnp.pad(_rows(array), ((0, 0), (0, room), (0, 0))) for array in pair))
-    latents = self_attend(layer, latents, view, s, None) if num_timesteps else latents
+    with named('processor', index):
+      latents = self_attend(layer, latents, view, s, None) if num_timesteps else latents
   cache = UnifiedCache(
     source=source,
     steps=steps,
@@ -126,13 +128,15 @@ def step(model: UnifiedPerceiver, cache: UnifiedCache, inputs: Inputs) -> tuple[
     steps = jax.tree.map(lambda x: x[:, 1:], steps)
   read = summed(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), cache.source, steps))
   latents, layers = model.answer(read.output(), time[None]), []
-  for (layer, view), (keys, values) in zip(_applied_layers(model), cache.layers, strict=True):
+  for index, ((layer, view), (keys, values)) in enumerate(zip(_applied_layers(model), cache.layers, strict=True)):
     normed = dataclasses.replace(latents, values=layer.norm(latents.values))
     k, v = _keys_and_values(layer, normed)
     keys, values = _put(keys, _rows(k), time * s), _put(values, _rows(v), time * s)
     layers.append((keys, values))
     q = layer.attention.project_queries(normed.values, normed.position)
-    latents = layer.finish(latents, _attend_cached(q, k, v, (keys, values), view, time), rngs=None)
+    with named('processor', index):
+      heads = _attend_cached(q, k, v, (keys, values), view, time)
+    latents = layer.finish(latents, heads, rngs=None)
   cache = UnifiedCache(
     source=cache.source,
     steps=steps,

@@ -11,6 +11,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +137,7 @@ def last_inputs(examples: NextTokens, window: Int[Array, ''] | Int[Array, 'b 1']
 def first_inputs(examples: NextTokens, count: Int[Array, ''] | Int[Array, 'b 1']) -> NextTokens:
   """Hides all but the first `count` inputs of a row."""
   shape = examples.targets.shape
-  valid = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32) < count, shape)
+  valid = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32)[None] < count, shape)
   inputs = dataclasses.replace(examples.inputs, valid=valid)
   return dataclasses.replace(examples, inputs=inputs, scored=examples.scored & valid)
 
@@ -203,6 +204,7 @@ def climb(
   *,
   window: int | None = None,
   checkpoint_dir: Path | None = None,
+  **fit_settings: Any,
 ) -> FitResult:
   """Trains one rung from the weights of the model; with a window, the windowed Transformer in the same steps."""
   settings = {'task': 'mirrored copy', 'recipe': recipe, 'rung': rung, 'window': window}
@@ -220,4 +222,5 @@ def climb(
     checkpoint_dir=checkpoint_dir,
     checkpoint_every=rung.num_steps if checkpoint_dir else None,
     fingerprint=checkpoints.fingerprint(**settings) if checkpoint_dir else None,
+    **fit_settings,
   )

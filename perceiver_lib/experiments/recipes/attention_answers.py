@@ -1,0 +1,137 @@
+"""What notebook 09 asks of its trained models: how their answers fare without some inputs, and what long maps cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from perceiver_lib.capture import capture_attention
+from perceiver_lib.data import pronunciation
+from perceiver_lib.experiments.environment import peak_bytes
+from perceiver_lib.experiments.processes import answer_of
+from perceiver_lib.experiments.recipes import images, tour
+from perceiver_lib.experiments.recipes import unified_pronunciation as speech
+from perceiver_lib.experiments.recipes.attention_maps import sentence_tokens
+from perceiver_lib.modalities.pixels import pixel_tokens
+from perceiver_lib.models.perceiver import Perceiver
+from perceiver_lib.models.perceiver_ar import PerceiverAR
+from perceiver_lib.models.perceiver_io import PerceiverIO
+from perceiver_lib.models.unified import UnifiedPerceiver
+from perceiver_lib.tokens import Tokens
+
+Arrays = Mapping[str, Any]
+Quality = Callable[[Bool[np.ndarray, 'b m']], Float[np.ndarray, 'b']]
+"""Which inputs exist -> how good the answer is, example by example."""
+
+
+def probability_of_label(model: Perceiver, view: images.ReadPixels, examples: Arrays) -> Quality:
+  """Probability of the right class while pixels are missing: a set can lack members, no grey has to stand in."""
+  tokens = pixel_tokens(jnp.asarray(examples['image']), integer_positions=view.integer_positions)
+  labels = jnp.asarray(examples['label'])[:, None]
+
+  @jax.jit
+  def quality(valid: Array) -> Float[Array, 'b']:
+    shares = jax.nn.softmax(model(dataclasses.replace(tokens, valid=valid)))
+    return jnp.take_along_axis(shares, labels, axis=1)[:, 0]
+
+  return lambda valid: np.asarray(quality(valid))
+
+
+def probability_of_byte(model: PerceiverIO, examples: Arrays, places: Int[np.ndarray, 'b']) -> Quality:
+  """Probability of the right byte at one place of each sentence, while other bytes are missing."""
+  asked = Tokens(values=jnp.asarray(places, jnp.int32)[:, None])
+  labels = jnp.take_along_axis(jnp.asarray(examples['labels']), asked.values, axis=1)
+
+  @jax.jit
+  def quality(valid: Array) -> Float[Array, 'b']:
+    shares = jax.nn.softmax(model(sentence_tokens(jnp.asarray(examples['ids']), valid), asked))
+    return jnp.take_along_axis(shares[:, 0], labels, axis=1)[:, 0]
+
+  return lambda valid: np.asarray(quality(valid))
+
+
+def probability_of_copy(model: PerceiverAR, inputs: Tokens, targets: Int[np.ndarray, 'b']) -> Quality:
+  """Probability of the right byte behind the last input, while earlier ones are missing."""
+
+  @jax.jit
+  def quality(valid: Array) -> Float[Array, 'b']:
+    logits = model(dataclasses.replace(inputs, valid=valid), num_latents=1).values[:, -1]
+    return jnp.take_along_axis(jax.nn.softmax(logits), jnp.asarray(targets)[:, None], axis=1)[:, 0]
+
+  return lambda valid: np.asarray(quality(valid))
+
+
+def probability_of_phoneme(
+  model: UnifiedPerceiver, letters: Int[np.ndarray, 'b m'], phonemes: Int[np.ndarray, 'b t'], step: Int[np.ndarray, 'b']
+) -> Quality:
+  """Probability of the right phoneme at one timestep of each word, while letters are missing."""
+  known, place = speech.shifted(jnp.asarray(phonemes)), jnp.asarray(step)[:, None]
+  right = jnp.take_along_axis(jnp.asarray(phonemes), place, axis=1)
+
+  @jax.jit
+  def quality(valid: Array) -> Float[Array, 'b']:
+    shares = jax.nn.softmax(speech.unified_logits(model, jnp.where(valid, letters, pronunciation.PAD), known))
+    at_step = jnp.take_along_axis(shares, place[:, :, None], axis=1)[:, 0]
+    return jnp.take_along_axis(at_step, right, axis=1)[:, 0]
+
+  return lambda valid: np.asarray(quality(valid))
+
+
+def measure_long(num_bytes: int) -> dict[str, float]:
+  """Two latents' maps of one head over a long input: memory of this process, beside the call without maps.
+
+  Returns:
+    `start_gigabytes` before the model was made, `peak_gigabytes` at the end, `temporary_megabytes` that the compiled
+    call sets aside and `plain_temporary_megabytes` without maps, `map_megabytes` that come back, `whole_gigabytes` of
+    all maps of this read, `difference` of the logits over the largest, and `seconds` and `plain_seconds` of a call.
+  """
+  config = dataclasses.replace(tour.byte_perceiver(num_bytes), num_self_attends_per_block=1)
+  tokens, start = tour.byte_tokens(num_bytes), peak_bytes()
+  model = tour.filled(Perceiver, config, scale=0.02, seed=0)
+  captured = capture_attention(
+    lambda model, tokens: model(tokens), names=['encoder.cross_attention.0'], heads=[3], queries=[7, 200]
+  )
+  plain, with_maps = (
+    jax.jit(call).lower(model, tokens).compile() for call in (lambda model, tokens: model(tokens), captured)
+  )
+
+  def timed(call: Callable) -> tuple[Any, float]:
+    jax.block_until_ready(call(model, tokens))
+    begin = time.perf_counter()
+    found = jax.block_until_ready(call(model, tokens))
+    return found, time.perf_counter() - begin
+
+  logits, plain_seconds = timed(plain)
+  (same, maps), seconds = timed(with_maps)
+  one = maps['encoder.cross_attention.0']
+  return {
+    'num_bytes': num_bytes,
+    'start_gigabytes': start / 1e9,
+    'peak_gigabytes': peak_bytes() / 1e9,
+    'temporary_megabytes': with_maps.memory_analysis().temp_size_in_bytes / 1e6,
+    'plain_temporary_megabytes': plain.memory_analysis().temp_size_in_bytes / 1e6,
+    'map_megabytes': sum(leaf.nbytes for leaf in jax.tree.leaves(maps)) / 1e6,
+    'whole_gigabytes': 2 * 4 * config.num_latents * config.cross_attend.num_heads * num_bytes / 1e9,
+    'difference': float(jnp.max(jnp.abs(logits - same)) / jnp.max(jnp.abs(logits))),
+    'row_sum_error': float(jnp.max(jnp.abs(one.weights.sum(-1) - 1))),
+    'seconds': seconds,
+    'plain_seconds': plain_seconds,
+  }
+
+
+def measure_long_in_fresh_process(log2_bytes: int) -> dict[str, float]:
+  """`measure_long` in a process of its own."""
+  return answer_of('perceiver_lib.experiments.recipes.attention_answers', log2_bytes)
+
+
+if __name__ == '__main__':
+  print(json.dumps(measure_long(2 ** int(sys.argv[1]))))

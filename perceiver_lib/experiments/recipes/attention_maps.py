@@ -1,0 +1,362 @@
+"""How notebook 09 makes models whose attention is worth seeing: five small trainings, each under a minute on two cores.
+
+Every function takes arrays and returns arrays or a `FitResult`, so a GPU job can call it without the notebook. What is
+measured on the maps is in `attention_probes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from perceiver_lib.capture import AttentionMap, capture_attention
+from perceiver_lib.data import pronunciation
+from perceiver_lib.data.optical_flow import FlowPairs
+from perceiver_lib.data.text import Documents, RandomCrops, Windows
+from perceiver_lib.experiments.recipes import (
+  attention_probes,
+  images,
+  masked_text,
+  mirrored_copy,
+  optical_flow,
+)
+from perceiver_lib.experiments.recipes import unified_pronunciation as speech
+from perceiver_lib.losses import cross_entropy
+from perceiver_lib.modalities.pixels import pixel_adapter
+from perceiver_lib.modalities.text import MASK, ByteTokenizer
+from perceiver_lib.models.perceiver import Perceiver
+from perceiver_lib.models.perceiver_ar import PerceiverAR
+from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.optimizers import muon_and_adam
+from perceiver_lib.rollout import attention_rollout
+from perceiver_lib.tokens import Tokens
+from perceiver_lib.training import FitResult, fit
+
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentenceRecipe:
+  """A masked language model whose queries know their place only, so that every letter must pass through the latents.
+
+  Attributes:
+    length: bytes of a window, one line of text or two.
+    mask_rate: share of the words that are hidden. All bytes are asked for, hidden or not: what is visible teaches
+      reading within minutes, and is scored apart.
+  """
+
+  train_steps: int
+  length: int = 64
+  num_latents: int = 16
+  num_latent_channels: int = 64
+  num_layers: int = 1
+  num_heads: int = 4
+  num_channels: int = 64
+  mask_rate: float = 0.15
+  batch_size: int = 32
+  learning_rate: float = 4e-3
+  matrix_learning_rate: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionRecipe:
+  """Settings of one profile.
+
+  Attributes:
+    images, text, flow, copy, words: of the five trainings, with small settings of the notebooks that own the tasks.
+    image_steps: of each of the two image models, with `num_reads` reads.
+    snapshots: maps that are kept while the copying model trains.
+    num_examples: over which a number is a mean.
+    log2_bytes: of the long input.
+  """
+
+  images: images.ImageRecipe
+  image_steps: int
+  text: SentenceRecipe
+  flow: optical_flow.FlowRecipe
+  copy: mirrored_copy.CopyRecipe
+  words: speech.PronunciationRecipe
+  num_reads: int = 3
+  snapshots: int = 9
+  num_examples: int = 64
+  log2_bytes: int = 18
+
+
+RECIPES = {
+  'smoke': AttentionRecipe(
+    images=dataclasses.replace(images.RECIPES['smoke'], batch_size=8),
+    image_steps=3,
+    text=SentenceRecipe(
+      train_steps=3, length=24, num_latents=4, num_latent_channels=16, num_heads=2, num_channels=16, batch_size=4
+    ),
+    flow=dataclasses.replace(optical_flow.RECIPES['smoke'], train_steps=3),
+    copy=mirrored_copy.CopyRecipe(
+      ladder=(mirrored_copy.Rung(length=16, num_latents=4, batch_size=4, num_steps=4),),
+      windowed_rung=0, window=4, width=16,
+    ),
+    words=dataclasses.replace(speech.RECIPES['smoke'], train_steps=3),
+    snapshots=2, num_examples=8, log2_bytes=14,
+  ),
+  'demo': AttentionRecipe(
+    images=dataclasses.replace(images.RECIPES['demo'], num_latents=16, batch_size=16),
+    image_steps=500,
+    text=SentenceRecipe(train_steps=800, num_latents=32),
+    flow=dataclasses.replace(optical_flow.RECIPES['demo'], train_steps=700, num_latents=32, num_layers=2),
+    copy=mirrored_copy.CopyRecipe(
+      ladder=(mirrored_copy.Rung(length=64, num_latents=16, batch_size=32, num_steps=450),),
+      windowed_rung=0, window=16,
+    ),
+    words=dataclasses.replace(
+      speech.RECIPES['demo'], train_steps=500, num_latent_channels=64, num_layers=2, batch_size=32
+    ),
+  ),
+  'full': AttentionRecipe(
+    images=dataclasses.replace(images.RECIPES['full'], num_latents=64),
+    image_steps=20_000,
+    text=SentenceRecipe(
+      train_steps=50_000, length=256, num_latents=64, num_latent_channels=256, num_layers=6, num_channels=256,
+      batch_size=128, learning_rate=1e-3,
+    ),
+    flow=dataclasses.replace(optical_flow.RECIPES['full'], train_steps=30_000),
+    copy=mirrored_copy.CopyRecipe(
+      ladder=(mirrored_copy.Rung(length=128, num_latents=32, batch_size=64, num_steps=5_000),),
+      windowed_rung=0, window=16,
+    ),
+    words=dataclasses.replace(speech.RECIPES['full'], train_steps=20_000),
+    num_reads=8, num_examples=256, log2_bytes=20,
+  ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Looked:
+  """A call with its maps.
+
+  Attributes:
+    output, maps: as `capture_attention` returns them.
+    rollout: from the last queries through the latents to the inputs.
+    difference: from the output of the same call without maps, over its largest value, or None if not compared.
+  """
+
+  output: Any
+  maps: dict[str, AttentionMap]
+  rollout: Float[Array, 'b i m']
+  difference: float | None
+
+
+def look(call: Callable[..., Any], *args: Any, compare: bool = False) -> Looked:
+  """Calls a function of arrays and models with every map captured, compiled; `compare` calls it as it is, too."""
+  output, maps, rollout = _with_maps(call)(*args)
+  difference = None
+  if compare:
+    plain = jax.jit(call)(*args)
+    values = [found.values if isinstance(found, Tokens) else found for found in (plain, output)]
+    difference = float(jnp.max(jnp.abs(values[0] - values[1])) / jnp.max(jnp.abs(values[0])))
+  return Looked(output, maps, rollout, difference)
+
+
+@functools.lru_cache(maxsize=32)
+def _with_maps(call: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, AttentionMap], Array]]:
+  def with_maps(*args: Any) -> tuple[Any, dict[str, AttentionMap], Array]:
+    output, maps = capture_attention(call)(*args)
+    latent_inputs = output.time if isinstance(output, Tokens) else None
+    return output, maps, attention_rollout(maps, latent_inputs=latent_inputs)
+
+  return jax.jit(with_maps)
+
+
+# Images.
+
+
+def image_reader(
+  recipe: AttentionRecipe, positions: str, image_shape: tuple[int, int, int], num_classes: int, *, seed: int
+) -> tuple[Perceiver, images.ReadPixels]:
+  """A Perceiver with a read before each of its latent blocks, and how it takes images.
+
+  Args:
+    positions: 'Fourier' features or a 'learned' table of as many channels.
+  """
+  depth = {'num_blocks': recipe.num_reads, 'num_cross_attends': recipe.num_reads, 'num_self_attends_per_block': 1}
+  config = images.image_perceiver(recipe.images, image_shape, num_classes, **depth)
+  if positions == 'learned':
+    width = config.input_adapter.num_channels - config.input_adapter.num_values
+    adapter = pixel_adapter(image_shape, num_position_channels=width)
+    config = dataclasses.replace(config, input_adapter=adapter)
+  return Perceiver(config, rngs=nnx.Rngs(seed)), images.ReadPixels(integer_positions=positions == 'learned')
+
+
+# Text.
+
+
+def sentence_config(recipe: SentenceRecipe) -> PerceiverIOConfig:
+  """The published masked language model, small: learned positions, learned queries, output tied to the embedding."""
+  return PerceiverIOConfig.masked_language(
+    num_latents=recipe.num_latents,
+    num_latent_channels=recipe.num_latent_channels,
+    num_self_attends=recipe.num_layers,
+    num_channels=recipe.num_channels,
+    qk_channels=recipe.num_latent_channels,
+    num_heads=recipe.num_heads,
+    length=recipe.length,
+  )
+
+
+def sentence_tokens(ids: Int[Array, 'b m'], valid: Array | None = None) -> Tokens:
+  return Tokens(values=ids, position=jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :, None], valid=valid)
+
+
+def sentence_batches(
+  documents: Documents, recipe: SentenceRecipe, seed: int
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+  """start_step -> batches of random crops, whole words hidden: 'ids' with MASK and the 'labels' of all bytes."""
+  crops = RandomCrops(documents, recipe.length, recipe.batch_size, seed=seed)
+
+  def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    for step in itertools.count(start_step):
+      yield _with_holes(crops.batch(step), recipe, np.random.default_rng((seed, 3, step)))
+
+  return batches
+
+
+def _with_holes(raw: Arrays, recipe: SentenceRecipe, random: np.random.Generator) -> dict[str, np.ndarray]:
+  hidden = masked_text.hidden_words(raw, random, rate=recipe.mask_rate, num_queries=1)
+  return {'ids': hidden['ids'], 'labels': ByteTokenizer.ids(raw['bytes'], raw['valid'])}
+
+
+def sentence_examples(documents: Documents, recipe: SentenceRecipe, count: int) -> dict[str, np.ndarray]:
+  """Windows spread evenly over held-out documents: 'bytes', 'labels', and 'ids' with hidden words."""
+  windows = Windows(documents, recipe.length)
+  raw = windows.rows(np.linspace(0, len(windows) - 1, count).astype(np.int64).tolist())
+  return {'bytes': raw['bytes']} | _with_holes(raw, recipe, np.random.default_rng(0))
+
+
+def sentence_loss(model: PerceiverIO, batch: Arrays, rngs: nnx.Rngs | None) -> tuple[Array, dict[str, Array]]:
+  """Cross-entropy over all bytes; accuracy where they are visible and where they are hidden."""
+  ids, labels = jnp.asarray(batch['ids']), jnp.asarray(batch['labels'])
+  logits = model(sentence_tokens(ids))
+  right, hidden = jnp.argmax(logits, axis=-1) == labels, ids == MASK
+
+  def share(where: Array) -> Array:
+    return jnp.sum(right & where, dtype=jnp.float32) / jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
+
+  return cross_entropy(logits, labels), {'visible': share(~hidden), 'hidden': share(hidden)}
+
+
+def train_sentences(
+  model: PerceiverIO, documents: Documents, *, recipe: SentenceRecipe, seed: int, **fit_settings: Any
+) -> FitResult:
+  """Muon and Adam, and a moving average of the weights."""
+  return fit(
+    model,
+    sentence_loss,
+    sentence_batches(documents, recipe, seed),
+    optimizer=muon_and_adam(
+      recipe.train_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
+    ),
+    num_steps=recipe.train_steps,
+    seed=seed,
+    ema_decay=0.99,
+    **fit_settings,
+  )
+
+
+# Optical flow.
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def side_by_side(frames: Array, flow: Array, *, size: int) -> dict[str, Array]:
+  """The left half of every pair of the first half of a batch beside the right half of one of the second."""
+  half, middle = len(frames) // 2, size // 2
+  return {
+    name: jnp.concatenate([array[:half, ..., :middle, :], array[half:, ..., middle:, :]], axis=-2)
+    for name, array in (('frames', frames), ('flow', flow))
+  }
+
+
+def two_motions(pairs: FlowPairs, batch_size: int, start_step: int = 0) -> Iterator[dict[str, Array]]:
+  """Frames whose left and right half come from two photographs, each shifted by up to 4 pixels in its own direction."""
+  shifts = dataclasses.replace(pairs, ramp=2**40)  # severity 0: shifts and nothing else
+  for step in itertools.count(start_step):
+    batch = shifts.batch(2 * step * batch_size, 2 * batch_size)
+    yield side_by_side(batch['frames'], batch['flow'], size=pairs.size)
+
+
+def train_two_motions(
+  model: PerceiverIO,
+  read: optical_flow.ReadFlow,
+  pairs: FlowPairs,
+  validation: Arrays,
+  *,
+  recipe: optical_flow.FlowRecipe,
+  seed: int,
+  **fit_settings: Any,
+) -> FitResult:
+  """Notebook 03's model and loss on `two_motions`."""
+  num_steps = recipe.train_steps
+  return fit(
+    model,
+    optical_flow.flow_loss(read, min(recipe.num_queries, recipe.size**2)),
+    lambda step: two_motions(pairs, recipe.batch_size, step),
+    optimizer=muon_and_adam(num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=0.02),
+    num_steps=num_steps,
+    seed=seed,
+    evaluate=lambda trained: {'validation_epe': optical_flow.mean_error(read, trained, validation)},
+    ema_decay=0.99,
+    **fit_settings,
+  )
+
+
+# Copying.
+
+
+def copy_inputs(rung: mirrored_copy.Rung, count: int, seed: int) -> Tokens:
+  """New sequences of the copy task, all but their last token."""
+  batch = mirrored_copy.copy_batch(rung.length, count, seed + 2_000_003, 0)
+  return mirrored_copy.copy_examples(jnp.asarray(batch['ids']), jnp.asarray(batch['position'])).inputs
+
+
+def copied(model: PerceiverAR, inputs: Tokens) -> Tokens:
+  """The call that all maps of copying are taken of: a latent on each token of the second half."""
+  return model(inputs, num_latents=inputs.num_tokens // 2)
+
+
+def train_copier(recipe: AttentionRecipe, *, seed: int, **fit_settings: Any) -> FitResult:
+  """`mirrored_copy.climb` on its first rung; at each snapshot the history keeps the read of one sequence.
+
+  Its records hold 'map' [h, n, m] and 'lookup', the best head's `attention_probes.lookup_mass` over all sequences.
+  """
+  rung = recipe.copy.ladder[0]
+  inputs = copy_inputs(rung, recipe.num_examples, seed)
+  read = jax.jit(capture_attention(copied, names=['encoder']))
+
+  def snapshot(model: PerceiverAR) -> dict[str, Any]:
+    output, maps = read(model, inputs)
+    weights = np.asarray(maps['encoder.cross_attention.0'].weights)
+    lookup = attention_probes.lookup_mass(weights, np.asarray(output.time), rung.length)
+    return {'lookup': lookup.max(), 'map': weights[0].astype(np.float16)}
+
+  model = mirrored_copy.copy_model(recipe.copy, seed)
+  every = max(1, rung.num_steps // recipe.snapshots)
+  return mirrored_copy.climb(model, rung, recipe.copy, seed, evaluate=snapshot, evaluate_every=every, **fit_settings)
+
+
+# Words.
+
+
+def letter_by_letter(source: pronunciation.WordSource, count: int) -> pronunciation.WordSource:
+  """The first words of five to ten letters that have a phoneme for each letter: most are aligned one to one."""
+  num_phonemes = (source.arrays['phonemes'] >= pronunciation.FIRST_PHONEME).sum(1)
+  num_letters = (source.arrays['letters'] != pronunciation.PAD).sum(1)
+  [rows] = np.nonzero((num_letters == num_phonemes) & (num_letters >= 5) & (num_letters <= 10))
+  rows = rows[:: max(1, len(rows) // count)][:count]
+  arrays = {name: array[rows] for name, array in source.arrays.items()}
+  return pronunciation.WordSource(arrays, [source.words[row] for row in rows], [source.variants[row] for row in rows])

@@ -1,0 +1,179 @@
+"""Attention maps side by side: reads beside the image, a query pixel in both frames, matrices, profiles, deletions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from perceiver_lib.plots import theme
+from perceiver_lib.plots.optical_flow import flow_colours
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+
+def read_rows(
+  image: Num[np.ndarray, 'h w'], rows: Mapping[str, Float[np.ndarray, 'k h w']], *, title: str, names: Sequence[str]
+) -> Figure:
+  """The input, and under each other the logits of the same k latents in several reads; every panel has its own scale.
+
+  So the Perceiver paper shows maps (2103.03206, Figs. 3, 7 to 15): before the softmax, beside the image, not over it.
+  """
+  with theme.use_theme():
+    panel = (theme.NOTEBOOK_WIDTH - 1.6) / (len(names) + 1)
+    figure = theme.new_figure(len(rows) * (panel + 0.08) + 0.9, title=title)
+    grid = figure.subplots(len(rows), len(names) + 1, squeeze=False)
+    for line, (name, maps) in zip(grid, rows.items(), strict=True):
+      for axes, values in zip(line[1:], maps, strict=True):
+        drawn = axes.imshow(values, cmap=theme.SEQUENTIAL)
+      line[1].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9)
+    for axes, name in zip(grid[0, 1:], names, strict=True):
+      axes.set_title(name, fontsize=9)
+    for axes in grid.ravel():
+      axes.set(xticks=[], yticks=[])
+      axes.spines[:].set_visible(False)
+    for axes in grid[1:, 0]:
+      axes.set_visible(False)
+    grid[0, 0].imshow(image, cmap='gray')
+    grid[0, 0].set_title('input', fontsize=9)
+    bar = figure.colorbar(drawn, ax=list(grid.ravel()), aspect=30, shrink=0.7, ticks=[])
+    bar.set_label('logit before the softmax, each panel from its lowest to its highest')
+  return theme.describe(figure, f'{title}. The input beside {len(names)} latents in each of {", ".join(rows)}.')
+
+
+def panels(
+  maps: Mapping[str, Float[np.ndarray, 'i j']],
+  *,
+  title: str,
+  label: str,
+  x_label: str,
+  y_label: str,
+  columns: int = 5,
+  square: bool = True,
+  x_labels: Sequence[str] | None = None,
+) -> Figure:
+  """Matrices by name, queries down and keys across, on one colour scale from zero.
+
+  Args:
+    label: the quantity on the colour bar.
+    square: cells are square; else every panel fills the same place.
+    x_labels: one a panel, in place of `x_label`.
+  """
+  columns = min(columns, len(maps))
+  rows, highest = math.ceil(len(maps) / columns), max(float(values.max()) for values in maps.values())
+  first = next(iter(maps.values()))
+  with theme.use_theme():
+    panel = (theme.NOTEBOOK_WIDTH - 1.6) / columns * (first.shape[0] / first.shape[1] if square else 1.0)
+    figure = theme.new_figure(rows * (panel + (0.55 if x_labels else 0.35)) + 0.7, title=title)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid[len(maps) :]:
+      axes.set_visible(False)
+    for number, (axes, (name, values)) in enumerate(zip(grid, maps.items(), strict=False)):
+      drawn = axes.imshow(values, cmap=theme.SEQUENTIAL, vmin=0, vmax=highest, aspect='equal' if square else 'auto')
+      axes.set_title(name, fontsize=9)
+      axes.locator_params(nbins=5, integer=True)
+      axes.tick_params(labelsize=9)
+      if x_labels:
+        axes.set_xlabel(x_labels[number], fontsize=9)
+      elif number % columns and square:
+        axes.set_yticks([])
+    if not x_labels:
+      figure.supxlabel(x_label, fontsize=10)
+    figure.supylabel(y_label, fontsize=10)
+    figure.colorbar(drawn, ax=list(grid), label=label, aspect=25)
+  return theme.describe(figure, f'{title}. {label} from 0 to {highest:.3g} in {len(maps)} panels: {", ".join(maps)}.')
+
+
+def flow_rollouts(
+  frames: Num[np.ndarray, 'n 2 h w 3'],
+  flow: Float[np.ndarray, 'n h w 2'],
+  queries: Num[np.ndarray, 'n 2'],
+  rollouts: Float[np.ndarray, 'n y x'],
+  *,
+  title: str,
+) -> Figure:
+  """For each query pixel: both frames with the pixel and its true match, where its answer comes from, the true flow.
+
+  Args:
+    queries: row and column of a pixel of frame 1.
+    rollouts: over the places that were read, which lie evenly over the frame; a token there holds both frames.
+  """
+  size = frames.shape[3]
+  extent = (-0.5, size - 0.5, frames.shape[2] - 0.5, -0.5)
+  headings = ('frame 1, query ○', 'frame 2, true match ✕', 'rollout of the query', 'true flow')
+  with theme.use_theme():
+    side = (theme.NOTEBOOK_WIDTH - 1.3) / len(headings)
+    figure = theme.new_figure(len(frames) * (side + 0.05) + 0.7, title=title)
+    grid = figure.subplots(len(frames), len(headings), squeeze=False)
+    # A little more than the largest: beyond it colours turn dark.
+    largest = 1.01 * float(np.linalg.norm(flow, axis=-1).max())
+    for line, pair, motion, (y, x), rollout in zip(grid, frames, flow, queries, rollouts, strict=True):
+      right, down = motion[int(y), int(x)]
+      line[0].imshow(np.clip(pair[0], 0, 255).astype(np.uint8))
+      line[1].imshow(np.clip(pair[1], 0, 255).astype(np.uint8))
+      drawn = line[2].imshow(rollout, cmap=theme.SEQUENTIAL, extent=extent, vmin=0, vmax=rollouts.max())
+      line[3].imshow(flow_colours(motion, largest=largest))
+      for axes in line[[0, 2]]:
+        axes.scatter([x], [y], s=60, facecolors='none', edgecolors='white', linewidths=2.5)
+        axes.scatter([x], [y], s=60, facecolors='none', edgecolors=theme.VERMILLION, linewidths=1.2)
+      for axes in line[[1, 2]]:
+        axes.scatter([x + right], [y + down], s=45, marker='x', color='white', linewidths=3.0)
+        axes.scatter([x + right], [y + down], s=45, marker='x', color=theme.VERMILLION, linewidths=1.4)
+      for axes in line:
+        theme.hide_ticks(axes)
+        axes.set(xlim=extent[:2], ylim=extent[2:])
+    for axes, heading in zip(grid[0], headings, strict=True):
+      axes.set_title(heading, fontsize=9)
+    figure.colorbar(drawn, ax=list(grid.ravel()), label='rollout weight', aspect=25)
+  return theme.describe(figure, f'{title}. {len(frames)} query pixels with both frames, their rollout and the flow.')
+
+
+def profiles(
+  curves: Sequence[tuple[str, Num[np.ndarray, 'd'], Float[np.ndarray, 'h d']]], *, title: str, y_label: str
+) -> Figure:
+  """Mean attention of every head against an offset: one panel for each way to count it, (axis name, offsets, means)."""
+  with theme.use_theme():
+    figure = theme.new_figure(3.2, title=title)
+    grid = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    for axes, (name, offsets, means) in zip(grid, curves, strict=True):
+      for head, (mean, colour) in enumerate(zip(means, theme.PALETTE, strict=False)):
+        axes.plot(offsets, mean, color=colour, label=f'head {head}', linewidth=1.4)
+      axes.set_xlabel(name)
+    grid[0].set_ylabel(y_label)
+    grid[0].legend(ncols=2)
+  peaks = '; '.join(
+    f'{name}: at most {means.max():.2f}, at {offsets[means.max(0).argmax()]}' for name, offsets, means in curves
+  )
+  return theme.describe(figure, f'{title}. {y_label}. {peaks}.')
+
+
+def deletions(
+  results: Mapping[str, tuple[Sequence[int], Mapping[str, Float[np.ndarray, 'k']]]], *, title: str, y_label: str
+) -> Figure:
+  """How answers fare while inputs are taken away: a panel a model, (counts, name of the order -> quality)."""
+  with theme.use_theme():
+    figure = theme.new_figure(3.0, title=title)
+    grid = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
+    styles = (
+      (theme.VERMILLION, '-', 'o'),
+      (theme.GREEN, '-.', 'D'),
+      (theme.BLACK, '--', 's'),
+      (theme.BLUE, ':', '^'),
+    )
+    for axes, (name, (counts, curves)) in zip(grid, results.items(), strict=True):
+      for (order, values), (colour, line, marker) in zip(curves.items(), styles, strict=True):
+        axes.plot(counts, values, line, color=colour, marker=marker, markersize=4, label=order)
+      axes.set_title(name, fontsize=9)
+      axes.set_xlabel('inputs hidden')
+      axes.set_ylim(0, 1.02)
+    grid[0].set_ylabel(y_label)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc='outside lower left', ncols=4)
+  ends = '; '.join(
+    f'{name}: ' + ', '.join(f'{order} {values[-1]:.2f}' for order, values in curves.items())
+    for name, (_, curves) in results.items()
+  )
+  return theme.describe(figure, f'{title}. {y_label} after the last deletion: {ends}.')
