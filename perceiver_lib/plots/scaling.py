@@ -118,7 +118,7 @@ def _name_powers(axes: Axes, sizes: Sequence[float]) -> None:
   """Ticks at some of the sizes, written as people say them: 64, 1k, 1M."""
   ticks = np.unique(sizes)
   ticks = ticks[:: -(-len(ticks) // 6)]
-  axes.set_xticks(ticks, [size_name(tick) for tick in ticks])
+  axes.set_xticks(ticks, [size_name(float(tick)) for tick in ticks])
   axes.minorticks_off()
 
 
