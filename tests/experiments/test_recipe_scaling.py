@@ -30,13 +30,13 @@ def test_what_was_not_run_is_predicted_by_its_operations():
 
 @pytest.mark.parametrize('kind', ['streamed', 'dense', 'ar', 'transformer'])
 def test_operations_of_a_perceiver_are_linear_in_its_input_and_those_of_a_transformer_are_not(kind):
-  short, middle, long = (scaling.problem(kind, 2**log2).forward_operations() for log2 in (13, 14, 15))
+  short, middle, long = (scaling.problem(kind, 2**log2, num_layers=1).forward_operations() for log2 in (13, 14, 15))
   growth = (long - middle) / (middle - short)
   assert growth == pytest.approx(2.0, abs=1e-3) if kind != 'transformer' else growth > 2.8
 
 
 def test_a_step_on_a_thousand_bytes_runs_and_a_dense_one_counts_fewer_operations():
-  what = scaling.problem('streamed', 2**10, num_latents=16, num_self_attends_per_block=1)
+  what = scaling.problem('streamed', 2**10, num_latents=16, num_layers=1)
   call, program = what.call()
   call()
   assert program.memory_analysis().temp_size_in_bytes > 0
@@ -44,7 +44,7 @@ def test_a_step_on_a_thousand_bytes_runs_and_a_dense_one_counts_fewer_operations
 
 
 def test_a_process_measures_several_lengths_in_turn():
-  rows = scaling.sweep('streamed', {4: 2})
+  rows = scaling.sweep('streamed', {4: 2}, num_layers=1)
   rows = [*rows, dict(rows[0], num_bytes=32, seconds=[])]
   assert [len(row['seconds']) for row in rows] == [2, 0] and all(row['temporary_megabytes'] > 0 for row in rows)
   text = scaling.markdown([*rows, {'kind': 'dense', 'num_bytes': 64, 'seconds': [], 'status': 'out of memory'}])

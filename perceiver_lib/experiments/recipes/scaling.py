@@ -1,6 +1,6 @@
 """What each byte costs, for notebook 10: one training step of several models at growing lengths.
 
-`python -m perceiver_lib.experiments.recipes.scaling streamed 20` compiles the step of a streamed Perceiver on 2^20
+`python -m perceiver_lib.experiments.recipes.scaling streamed 20 6` compiles the step of a streamed Perceiver on 2^20
 bytes in a process of its own, says what the compiler sets aside, and makes one step for every line on standard input.
 Only a fresh process has a peak of memory that says something, and several of them can be timed in turn.
 """
@@ -49,6 +49,7 @@ class ScalingRecipe:
 
   Attributes:
     steps: kind -> log2 of the input bytes -> timed steps. 0 = compiled, never run.
+    num_layers: of all models at every length; generation uses half as many.
     fitted_from: log2 of the shortest input in the fits.
     sweep_bytes: log2 of the input bytes at which latents and layers are varied, sweep_latents and sweep_layers.
     sweep_rounds: timed steps of each variant, in turn.
@@ -60,6 +61,7 @@ class ScalingRecipe:
 
   steps: Mapping[str, Mapping[int, int]]
   fitted_from: int
+  num_layers: int = NUM_LAYERS
   sweep_bytes: int
   sweep_latents: tuple[int, ...]
   sweep_layers: tuple[int, ...]
@@ -75,11 +77,11 @@ class ScalingRecipe:
 
 RECIPES = {
   'smoke': ScalingRecipe(
-    steps={'streamed': {10: 2, 12: 1}, 'transformer': {8: 1, 12: 0}},
-    fitted_from=10,
+    steps={'streamed': {10: 2, 11: 1}, 'transformer': {8: 1, 9: 0}},
+    fitted_from=10, num_layers=1,
     sweep_bytes=8, sweep_latents=(16, 32), sweep_layers=(1,), sweep_rounds=1,
-    asked_bytes=8, question_numbers=(1, 2), decoded=(8, 10),
-    contexts=(16, 32), recomputed_tokens=2,
+    asked_bytes=8, question_numbers=(1, 2), decoded=(12,),
+    contexts=(16,), recomputed_tokens=2,
     bench_cases=(), bench_rounds=1,
   ),
   'demo': ScalingRecipe(
@@ -148,11 +150,13 @@ class Problem(NamedTuple):
     return call, program
 
 
-def problem(kind: str, num_bytes: int, **changes: Any) -> Problem:
-  """One of `KINDS` on random bytes, one token a byte; `changes` replace fields of a Perceiver's config."""
+def problem(kind: str, num_bytes: int, *, num_layers: int = NUM_LAYERS, num_latents: int = NUM_LATENTS) -> Problem:
+  """One of `KINDS` on random bytes, one token a byte; `num_latents` is for the Perceiver alone."""
   ids = jnp.asarray(np.random.default_rng(0).integers(0, NUM_IDS, (1, num_bytes)), jnp.int32)
   if kind in ('streamed', 'dense'):
-    config = dataclasses.replace(tour.byte_perceiver(num_bytes), **changes)
+    config = dataclasses.replace(
+      tour.byte_perceiver(num_bytes), num_latents=num_latents, num_self_attends_per_block=num_layers
+    )
     chunk_size = num_bytes if kind == 'dense' else None
     loss = lambda model, tokens: cross_entropy(model(tokens, chunk_size=chunk_size), jnp.zeros((1,), jnp.int32))  # noqa: E731
     return Problem(tour.abstract(Perceiver, config), tour.byte_tokens(num_bytes), loss)
@@ -160,7 +164,7 @@ def problem(kind: str, num_bytes: int, **changes: Any) -> Problem:
     config = PerceiverARConfig.of_bytes(
       num_channels=WIDTH,
       num_latents=min(NUM_LATENTS, num_bytes),
-      num_self_attends=NUM_LAYERS,
+      num_self_attends=num_layers,
       num_heads=NUM_HEADS,
       vocabulary_size=NUM_IDS,
     )
@@ -169,23 +173,24 @@ def problem(kind: str, num_bytes: int, **changes: Any) -> Problem:
     return Problem(tour.abstract(PerceiverAR, config), Tokens(values=ids), loss)
   if kind == 'unified':
     config = dataclasses.replace(
-      unified_bytes.byte_model(num_bytes, width=WIDTH), num_self_attends_per_block=NUM_LAYERS
+      unified_bytes.byte_model(num_bytes, width=WIDTH), num_self_attends_per_block=num_layers
     )
     loss = lambda model, tokens: unified_bytes.loss_of(model, tokens, 'prefix')  # noqa: E731
     return Problem(tour.abstract(UnifiedPerceiver, config), unified_bytes.byte_tokens(num_bytes), loss)
   config = TransformerConfig.of_bytes(
-    num_channels=WIDTH, num_layers=NUM_LAYERS, num_heads=NUM_HEADS, vocabulary_size=NUM_IDS
+    num_channels=WIDTH, num_layers=num_layers, num_heads=NUM_HEADS, vocabulary_size=NUM_IDS
   )
   loss = lambda model, tokens: cross_entropy(model(tokens), tokens.values)  # noqa: E731
   return Problem(tour.abstract(Transformer, config), Tokens(values=ids), loss)
 
 
-def sweep(kind: str, steps: Mapping[int, int]) -> list[dict[str, Any]]:
+def sweep(kind: str, steps: Mapping[int, int], num_layers: int = NUM_LAYERS) -> list[dict[str, Any]]:
   """Measures one kind at several lengths, each in a process of its own; the rounds visit the lengths in turn.
 
   Args:
     kind: one of `KINDS`.
     steps: log2 of the input bytes -> timed steps, 0 = compiled only.
+    num_layers: of the processor, or of the Transformer.
 
   Returns:
     Rows with `num_bytes`, `seconds` (a list), `peak_gigabytes` of the process, `temporary_megabytes` that the compiled
@@ -193,7 +198,8 @@ def sweep(kind: str, steps: Mapping[int, int]) -> list[dict[str, Any]]:
     `status` too.
   """
   # All compile at once, on as many cores as there are; no two are timed at once.
-  workers = {log2: Worker('perceiver_lib.experiments.recipes.scaling', kind, log2) for log2 in steps}
+  module = 'perceiver_lib.experiments.recipes.scaling'
+  workers = {log2: Worker(module, kind, log2, num_layers) for log2 in steps}
   rows: dict[int, dict[str, Any]] = {log2: {'kind': kind, 'num_bytes': 2**log2, 'seconds': []} for log2 in steps}
   try:
     for log2, worker in workers.items():
@@ -295,18 +301,22 @@ def published_bf16(device_kind: str) -> float | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-  if len(arguments) != 2 or arguments[0] not in KINDS or not arguments[1].isdigit():
+  kind, *numbers = arguments or ['']
+  if kind not in KINDS or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
     print(
-      f'Expected one of {", ".join(KINDS)} and the log2 of the input bytes; got {list(arguments)}.', file=sys.stderr
+      f'Expected one of {", ".join(KINDS)}, the log2 of the input bytes, and the number of layers; '
+      f'got {list(arguments)}.',
+      file=sys.stderr,
     )
     return 2
 
   def build() -> tuple[Call, dict[str, Any]]:
-    what = problem(arguments[0], 2 ** int(arguments[1]))
+    log2, num_layers = map(int, numbers)
+    what = problem(kind, 2**log2, num_layers=num_layers)
     call, program = what.call()
     facts = {'temporary_megabytes': program.memory_analysis().temp_size_in_bytes / 1e6}
     # How many chunks the prefix read visits depends on the times in the input, so nobody can count it by tracing.
-    if arguments[0] != 'unified':
+    if kind != 'unified':
       facts |= {'operations': what.operations(), 'forward_operations': what.forward_operations()}
     return call, facts
 

@@ -92,16 +92,16 @@ def decoding_megabytes(log2_queries: Sequence[int]) -> dict[str, list[float]]:
 
 
 def tokens_a_second(
-  contexts: Sequence[int], *, recomputed_tokens: int, rounds: int
+  contexts: Sequence[int], *, num_layers: int, recomputed_tokens: int, rounds: int
 ) -> dict[tuple[str, int], list[float]]:
   """Generated tokens a second, the reading of the prompt included: {('cached' or 'recomputed', context): [...]}.
 
-  A Perceiver AR of 3 layers of 128 channels with up to 128 latents. Recomputed is the same compiled loop with a window
+  A Perceiver AR of 128 channels with up to 128 latents. Recomputed is the same compiled loop with a window
   that has no room, so that every token reads its whole context again.
   """
   num_latents = min(128, min(contexts))
   config = PerceiverARConfig.of_bytes(
-    num_channels=128, num_latents=num_latents, num_self_attends=3, num_heads=4, vocabulary_size=NUM_IDS
+    num_channels=128, num_latents=num_latents, num_self_attends=num_layers, num_heads=4, vocabulary_size=NUM_IDS
   )
   model = tour.filled(PerceiverAR, config, scale=0.02, seed=0)
   calls, amounts = {}, {}
