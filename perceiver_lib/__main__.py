@@ -109,13 +109,15 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser(
       name, parents=[common], help=purpose, description=purpose, epilog=epilog, formatter_class=shape
     )
-    one.set_defaults(function=function)
+    one.set_defaults(function=function, interrupted='Interrupted.')
     return one
 
   command('list', list_notebooks, 'list the notebooks and the parameters that --set can change')
 
   profiles = 'profiles:\n' + ''.join(f'  {name:<6} {meaning}\n' for name, meaning in PROFILES.items())
   run = command('reproduce', reproduce, 'run the notebooks and write a report page', f'{profiles}\n{_EXIT_CODES}')
+  resume = 'Interrupted; continue with: python -m perceiver_lib reproduce --resume <run folder>'
+  run.set_defaults(interrupted=resume)
   run.add_argument('--profile', metavar='NAME', help='smoke, demo (default), full or paper')
   run.add_argument('--only', metavar='NN', action='append', default=[], help='numbers or names, separated by commas')
   run.add_argument('--set', metavar='NAME=VALUE', action='append', default=[], help='change a parameter; repeatable')
@@ -137,6 +139,9 @@ def parser() -> argparse.ArgumentParser:
     'The other side: pip install -e ".[bench]", and for perceiver-io, which asks for an old Python:\n'
     '  pip install --no-deps --ignore-requires-python perceiver-io==0.11.0',
   )
+  timing.set_defaults(
+    interrupted='Interrupted; the cases printed so far are complete, and in the file of --out if given.'
+  )
   timing.add_argument('cases', nargs='*', metavar='CASE', help='cases to measure (default: all)')
   timing.add_argument('--list', action='store_true', help='list the cases and leave')
   timing.add_argument('--rounds', type=int, default=5, help='timed calls of each contender, in turn (default 5)')
@@ -153,7 +158,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments.notebooks = arguments.notebooks.resolve()
   signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
   try:
-    return arguments.function(arguments)
+    code = arguments.function(arguments)
+    sys.stdout.flush()  # here, so that a reader who has left is not first met at the interpreter's end
+    return code
+  except BrokenPipeError:
+    # As `| head` leaves: no word, and nothing more to flush; the status is that of a tool which SIGPIPE ended.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return errors.EXIT_BROKEN_PIPE
   except RequestError as error:
     return _say(str(error), errors.EXIT_BAD_REQUEST)
   except OSError as error:
@@ -161,9 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except ImportError as error:
     return _say(f'{error}: install the notebook side with: pip install -r requirements.txt', errors.EXIT_BAD_REQUEST)
   except KeyboardInterrupt:
-    return _say(
-      'Interrupted; continue with: python -m perceiver_lib reproduce --resume <run folder>', errors.EXIT_INTERRUPTED
-    )
+    return _say(arguments.interrupted, errors.EXIT_INTERRUPTED)
 
 
 def _say(sentence: str, code: int) -> int:

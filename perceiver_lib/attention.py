@@ -185,13 +185,19 @@ class KeyValueReader(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ProjectKeysAndValues:
+class _ProjectKeysAndValues:
   """A reader as the hashable function of explicit parameters that a `KeyStream` asks for."""
 
   graphdef: Any
 
   def __call__(self, params: Any, chunk: Tokens) -> tuple[Array, Array]:
     return nnx.merge(self.graphdef, params)(chunk)
+
+
+def key_stream(tokens: Tokens, reader: KeyValueReader) -> KeyStream:
+  """The tokens and their reader as what streamed attention takes."""
+  graphdef, params = nnx.split(reader)
+  return KeyStream(project=_ProjectKeysAndValues(graphdef), params=params, tokens=tokens)
 
 
 def split_heads(channels: Float[Array, 'b j c'], num_heads: int) -> Float[Array, 'b h j k']:
@@ -228,11 +234,8 @@ def read(
     parts = [reader(cleaned(source)) for source, reader in sources]
     k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
     return _dense(q, k, v, allowed_pairs(query_time, joined_times(tokens), joined_validity(tokens)), dropout)
-  streams = []
-  for source, reader in sources:
-    graphdef, params = nnx.split(reader)
-    streams.append(KeyStream(project=ProjectKeysAndValues(graphdef), params=params, tokens=source))
-  return _streamed(q, tuple(streams), query_time, dropout, chunk_size)
+  streams = tuple(key_stream(source, reader) for source, reader in sources)
+  return _streamed(q, streams, query_time, dropout, chunk_size)
 
 
 def joined_times(tokens: Sequence[Tokens]) -> Int[Array, 'b j'] | None:

@@ -1,4 +1,4 @@
-"""The decoder of Perceiver IO: output queries read the latents, all at once or a chunk of queries at a time."""
+"""Decoders: output queries read the latents, all at once or a chunk at a time, or every latent is an output."""
 
 from __future__ import annotations
 
@@ -56,6 +56,32 @@ class DecoderConfig:
       raise ValueError(
         f'A tied output needs an input embedding of {self.num_outputs} ids x {width} channels, as the outputs and the '
         f'queries are; got {embeddings} x {input_adapter.num_channels}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IdentityDecoderConfig:
+  """Every latent is an output, by a layer norm and a head; names and start values are those of Perceiver AR.
+
+  Attributes:
+    num_outputs: E.
+    output: 'linear', which starts at zero, or 'tied' to the embedding of the input, with a bias.
+  """
+
+  num_outputs: int
+  output: Literal['linear', 'tied'] = 'linear'
+
+  def __post_init__(self):
+    if self.output not in ('linear', 'tied'):
+      raise ValueError(f'output must be linear or tied; got {self.output!r}.')
+
+  def check(self, input_adapter: AdapterConfig, *, num_latent_channels: int) -> None:
+    """Raises a ValueError if a tied head does not fit the input's embedding."""
+    embedding = (getattr(input_adapter, 'num_embeddings', None), input_adapter.num_channels)
+    if self.output == 'tied' and embedding != (self.num_outputs, num_latent_channels):
+      raise ValueError(
+        f'A tied head needs an input embedding of {self.num_outputs} ids x {num_latent_channels} channels; '
+        f'got {embedding}.'
       )
 
 

@@ -11,26 +11,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention import KeyValueReader, ProjectKeysAndValues, choose_chunk_size, joined_validity
+from perceiver_lib.attention import KeyValueReader, choose_chunk_size, joined_validity, key_stream
 from perceiver_lib.capture import recorder
+from perceiver_lib.grouped_read import first_segment_time, grouped_read, plan_chunks
 from perceiver_lib.streaming import (
   MASKED_LOGIT,
-  KeyStream,
   PartialSoftmax,
   cleaned,
   mask_logits,
   mask_weights,
   scaled_logits,
   streamed_logits,
-  without_nan,
 )
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
@@ -110,11 +107,6 @@ def _dense_is_better(q: Array, sources: Sources, num_timesteps: int) -> bool:
   return few or choose_chunk_size(num_rows, num_keys) is None
 
 
-def key_stream(tokens: Tokens, reader: KeyValueReader) -> KeyStream:
-  graphdef, params = nnx.split(reader)
-  return KeyStream(project=ProjectKeysAndValues(graphdef), params=params, tokens=tokens)
-
-
 def check(sources: Sources, window: int | None) -> None:
   if any(tokens.time is None for tokens, _ in sources):
     raise ValueError('A read by timestep needs a time for every input; got inputs without one.')
@@ -135,11 +127,6 @@ def _allowed_rows(q: Array, sources: Sources, num_timesteps: int, window: int | 
   return repeat(allowed, 'b t j -> b 1 (t s) j', s=q.shape[2])
 
 
-def first_segment_time(window: int | None) -> int:
-  """With a window, timesteps before the first are kept apart, because step 0 may see some of them and step 1 not."""
-  return 0 if window is None else 1 - window
-
-
 def timestep_partials(
   q: Float[Array, 'b h s k'],
   sources: Sources,
@@ -156,151 +143,8 @@ def timestep_partials(
     size = max(tokens.num_tokens for tokens, _ in sources) // (4 * num_groups)
     chunk_size = min(2 ** (max(size, 16).bit_length() - 1), choose_chunk_size(num_rows, 2**40))
   streams = tuple(key_stream(tokens, reader) for tokens, reader in sources)
-  plans = tuple(_plan(tokens, num_timesteps, window, chunk_size) for tokens, _ in sources)
-  return PartialSoftmax(*_grouped_read(q, streams, plans, (num_groups, chunk_size)))
-
-
-class _Plan(NamedTuple):
-  """Which tokens a chunk holds: tokens sorted by group, each group in whole chunks."""
-
-  order: Int[Array, 'b m']
-  group: Int[Array, 'b c']
-  first: Int[Array, 'b c']
-  count: Int[Array, 'b c']
-  num_chunks: Int[Array, '']
-
-
-def _plan(tokens: Tokens, num_timesteps: int, window: int | None, chunk_size: int) -> _Plan:
-  before = first_segment_time(window) - 1
-  num_groups = num_timesteps - before
-  # Clipped first: the difference of two extreme int32 times would wrap around and let the future in.
-  group = jnp.clip(tokens.time.astype(jnp.int32), before, num_timesteps) - before
-  nowhere = tokens.time >= num_timesteps
-  if window is not None:
-    nowhere |= (group == 0) & (tokens.time != SOURCE_TIME)
-  if tokens.valid is not None:
-    nowhere |= ~tokens.valid
-  group = jnp.where(nowhere, num_groups, group)
-  order = jnp.argsort(group, axis=1, stable=True).astype(jnp.int32)
-  counts = jax.vmap(lambda row: jnp.bincount(row, length=num_groups + 1))(group)[:, :num_groups].astype(jnp.int32)
-  chunks = -(-counts // chunk_size)
-  last_chunk = jnp.cumsum(chunks, axis=1)
-  index = jnp.arange((tokens.num_tokens + num_groups * (chunk_size - 1)) // chunk_size, dtype=jnp.int32)
-  chunk_group = jax.vmap(lambda row: jnp.searchsorted(row, index, side='right'))(last_chunk)
-  chunk_group = jnp.minimum(chunk_group, num_groups - 1).astype(jnp.int32)
-
-  def of_group(array: Array) -> Array:
-    return jnp.take_along_axis(array, chunk_group, axis=1)
-
-  offset = (index[None] - of_group(last_chunk - chunks)) * chunk_size
-  return _Plan(
-    order=order,
-    group=chunk_group,
-    first=of_group(jnp.cumsum(counts, axis=1) - counts) + offset,
-    count=jnp.clip(of_group(counts) - offset, 0, chunk_size),
-    num_chunks=jnp.max(last_chunk[:, -1]),
-  )
-
-
-def _chunk(tokens: Tokens, plan: _Plan, index: Array, chunk_size: int) -> tuple[Tokens, Int[Array, 'b j']]:
-  """Chunk number `index` of each example and its token indices, which lie out of range where the chunk has room."""
-  lane = jnp.arange(chunk_size, dtype=jnp.int32)[None]
-  valid = lane < plan.count[:, index, None]
-  rank = jnp.minimum(plan.first[:, index, None] + lane, tokens.num_tokens - 1)
-  at = jnp.take_along_axis(plan.order, rank, axis=1)
-
-  def take(leaf: Array) -> Array:
-    return leaf[_rows(leaf, at), at]
-
-  position = None if tokens.position is None else take(tokens.position)
-  chunk = Tokens(values=take(tokens.values), position=position, time=take(tokens.time), valid=valid)
-  return cleaned(chunk), jnp.where(valid, at, tokens.num_tokens)
-
-
-def _rows(leaf: Array, at: Int[Array, 'b j']) -> Int[Array, 'b 1']:
-  """The example that an entry belongs to; positions may be shared by all examples."""
-  b = at.shape[0]
-  return (jnp.arange(b) if leaf.shape[0] == b else jnp.zeros(b, jnp.int32))[:, None]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _grouped_read(
-  q: Array, streams: tuple[KeyStream, ...], plans: tuple[_Plan, ...], sizes: tuple[int, int]
-) -> tuple[Array, Array, Array]:
-  num_groups, chunk_size = sizes
-  b, h, s = q.shape[:3]
-  probe = jax.eval_shape(
-    lambda: streams[0].project(streams[0].params, _chunk(streams[0].tokens, plans[0], jnp.int32(0), 1)[0])
-  )
-  empty = PartialSoftmax.empty((b, h, s), probe[1].shape[-1])
-  state = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (b, num_groups, *x.shape[1:])), empty)
-  every = jnp.arange(b)
-  for stream, plan in zip(streams, plans, strict=True):
-
-    def fold(index: Array, state: PartialSoftmax, stream: KeyStream = stream, plan: _Plan = plan) -> PartialSoftmax:
-      chunk, _ = _chunk(stream.tokens, plan, index, chunk_size)
-      k, v = stream.project(stream.params, chunk)
-      group = plan.group[:, index]
-      part = jax.tree.map(lambda x: x[every, group], state)
-      part = part.fold(scaled_logits(q, k), chunk.valid[:, None, None, :], v)
-      return jax.tree.map(lambda x, new: x.at[every, group].set(new), state, part)
-
-    state = jax.lax.fori_loop(0, plan.num_chunks, fold, state)
-  return tuple(state)
-
-
-def _forward(q, streams, plans, sizes):
-  state = _grouped_read(q, streams, plans, sizes)
-  return state, (q, streams, plans, state[0])
-
-
-def _backward(sizes, residuals, cotangents):
-  q, streams, plans, maximum = residuals
-  # The maximum is a constant: it cancels in every finished softmax.
-  _, d_denominator, d_numerator = cotangents
-  every, chunk_size = jnp.arange(q.shape[0]), sizes[1]
-  scale = q.shape[-1] ** -0.5
-  d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
-  for stream, plan in zip(streams, plans, strict=True):
-    leaves, treedef = jax.tree.flatten(stream.tokens)
-    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-
-    def step(index, carry, stream=stream, plan=plan):
-      d_q, d_params, d_leaves = carry
-      chunk, at = _chunk(stream.tokens, plan, index, chunk_size)
-      chunk_leaves, chunk_treedef = jax.tree.flatten(chunk)
-      floats = [leaf for leaf in chunk_leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-
-      def project(params, floats):
-        floats = iter(floats)
-        merged = [next(floats) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for leaf in chunk_leaves]
-        return stream.project(params, jax.tree.unflatten(chunk_treedef, merged))
-
-      (k, v), pull_back = jax.vjp(project, stream.params, floats)
-      group, allowed = plan.group[:, index], chunk.valid[:, None, None, :]
-      logits = mask_logits(scaled_logits(q, k), allowed)
-      weights = mask_weights(jnp.exp(logits - maximum[every, group][..., None]), allowed)
-      d_output, d_weight = d_numerator[every, group], d_denominator[every, group][..., None]
-      d_v = jnp.einsum('bhij,bhiv->bhjv', weights, d_output)
-      d_weights = jnp.einsum('bhiv,bhjv->bhij', d_output, without_nan(v, allowed).astype(jnp.float32)) + d_weight
-      d_logits = weights * d_weights * scale
-      d_q += jnp.einsum('bhij,bhjk->bhik', d_logits, without_nan(k, allowed).astype(jnp.float32))
-      d_k = jnp.einsum('bhij,bhik->bhjk', d_logits, q.astype(jnp.float32))
-      d_chunk_params, d_floats = pull_back((d_k.astype(k.dtype), d_v.astype(v.dtype)))
-      d_params = jax.tree.map(jnp.add, d_params, d_chunk_params)
-      d_leaves = [x.at[_rows(x, at), at].add(part, mode='drop') for x, part in zip(d_leaves, d_floats, strict=True)]
-      return d_q, d_params, d_leaves
-
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    carry = (d_q, zeros(stream.params), [jnp.zeros_like(x) for x, f in zip(leaves, is_float, strict=True) if f])
-    d_q, d_params, d_leaves = jax.lax.fori_loop(0, plan.num_chunks, step, carry)
-    d_floats = iter(d_leaves)
-    d_tokens = jax.tree.unflatten(treedef, [next(d_floats) if f else None for f in is_float])
-    d_streams.append(KeyStream(project=stream.project, params=d_params, tokens=d_tokens))
-  return d_q.astype(q.dtype), tuple(d_streams), None
-
-
-_grouped_read.defvjp(_forward, _backward)
+  plans = tuple(plan_chunks(tokens, num_timesteps, window, chunk_size) for tokens, _ in sources)
+  return PartialSoftmax(*grouped_read(q, streams, plans, (num_groups, chunk_size)))
 
 
 def combined(a: PartialSoftmax, b: PartialSoftmax) -> PartialSoftmax:

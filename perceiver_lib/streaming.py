@@ -142,6 +142,22 @@ def chunk_of(tokens: Tokens, index: Int[Array, ''], chunk_size: int) -> tuple[To
   return cleaned(chunk), indices
 
 
+def keys_and_values_vjp(stream: KeyStream, chunk: Tokens) -> tuple[tuple[Array, Array], Callable]:
+  """A chunk's keys and values, and what turns their gradients into those of the params and of the chunk's floats.
+
+  Integers and booleans (bytes, ids, times) have no gradient; only float leaves of the tokens are differentiated.
+  """
+  leaves, treedef = jax.tree.flatten(chunk)
+  floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+  def project(params, floats):
+    floats = iter(floats)
+    merged = [next(floats) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for leaf in leaves]
+    return stream.project(params, jax.tree.unflatten(treedef, merged))
+
+  return jax.vjp(project, stream.params, floats)
+
+
 def num_chunks(stream: KeyStream, chunk_size: int) -> int:
   return -(-stream.tokens.num_tokens // chunk_size)
 
@@ -188,22 +204,13 @@ def _backward(chunk_size, residuals, cotangents):
   d_q, d_streams, first = jnp.zeros(q.shape, jnp.float32), [], 0
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
-    # Integers and booleans (bytes, ids, times) have no gradient; only float leaves of the tokens are differentiated.
     leaves, treedef = jax.tree.flatten(stream.tokens)
     is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
     def step(carry, index, stream=stream, size=size, first=first, treedef=treedef, is_float=is_float):
       d_q, d_params, d_leaves = carry
       chunk, indices = chunk_of(stream.tokens, index, size)
-      chunk_leaves, chunk_treedef = jax.tree.flatten(chunk)
-      floats = [leaf for leaf in chunk_leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-
-      def project(params, floats):
-        floats = iter(floats)
-        merged = [next(floats) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for leaf in chunk_leaves]
-        return stream.project(params, jax.tree.unflatten(chunk_treedef, merged))
-
-      (k, v), pull_back = jax.vjp(project, stream.params, floats)
+      (k, v), pull_back = keys_and_values_vjp(stream, chunk)
       allowed = allowed_pairs(query_time, chunk.time, chunk.valid)
       weights = mask_weights(jnp.exp(mask_logits(scaled_logits(q, k), allowed) - log_sum_exp[..., None]), allowed)
       keep = None if dropout is None else dropout.keep(q.shape[:3], first + indices)

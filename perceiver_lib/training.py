@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -18,9 +17,7 @@ from flax import nnx
 from perceiver_lib import checkpoints, sharding
 from perceiver_lib.compilation import enable_compilation_cache as enable_compilation_cache
 from perceiver_lib.progress import Progress
-
-Batch = Mapping[str, Any]
-LossFn = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
+from perceiver_lib.train_step import Batch, LossFn, functional_loss, initial_state, make_train_step
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -144,8 +141,8 @@ def fit(
   example = _next_batch(batches(0), 1)
   num_examples = max(np.shape(value)[0] for value in example.values() if np.ndim(value))
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-  loss_of = _functional_loss(graphdef, loss_fn)
-  state = _initial_state(params, rest, optimizer, seed, loss_of, example, ema=ema_decay is not None)
+  loss_of = functional_loss(graphdef, loss_fn)
+  state = initial_state(params, rest, optimizer, seed, loss_of, example, ema=ema_decay is not None)
   place = (lambda batch: batch) if mesh is None else sharding.batch_placer(mesh, num_examples)
   if mesh is not None:
     shardings = jax.tree.map(lambda leaf: sharding.state_sharding(mesh, leaf.shape), state)
@@ -190,7 +187,7 @@ def fit(
   compile_seconds = 0.0
   if start < num_steps:
     begin = time.perf_counter()
-    train_step = _train_step(loss_of, optimizer, ema_decay, log_every)
+    train_step = make_train_step(loss_of, optimizer, ema_decay, log_every)
 
     # The shardings are pinned, or the compiler would choose others for the next step's input.
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=[leaf.sharding for leaf in leaves])
@@ -252,90 +249,6 @@ def fit(
     evaluate_seconds=spent['evaluate'],
     examples_per_second=(num_steps - start) * num_examples * jax.process_count() / seconds if seconds else 0.0,
   )
-
-
-def _functional_loss(graphdef: Any, loss_fn: LossFn) -> Callable:
-  # jit here traces the model once for both its shapes and its gradient; inline leaves no trace in the program.
-  @jax.jit(inline=True)
-  def loss_of(params, rest, batch, key):
-    model = nnx.merge(graphdef, params, rest)
-    loss, metrics = loss_fn(model, batch, rngs=nnx.Rngs(dropout=key))
-    _, _, rest = nnx.split(model, nnx.Param, ...)
-    return loss, (dict(metrics), rest)
-
-  return loss_of
-
-
-def _initial_state(params, rest, optimizer, seed, loss_of, example, *, ema: bool) -> dict[str, Any]:
-  key = jax.random.key(seed)
-  loss, (metrics, _) = jax.eval_shape(loss_of, params, rest, example, key)
-  if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-    raise ValueError(
-      f'loss_fn must return (scalar float loss, dict of scalars); got a loss of {loss.shape} {loss.dtype}.'
-    )
-  for name, metric in metrics.items():
-    if metric.shape != ():
-      raise ValueError(f'metric {name!r} of loss_fn must be a scalar, a mean over the batch; got shape {metric.shape}.')
-  # Copies, because the step donates its state: the caller's model must survive it.
-  params, rest = jax.tree.map(jnp.copy, (params, rest))
-  state = {
-    'params': params,
-    'rest': rest,
-    'opt_state': optimizer.init(params),
-    'step': jnp.int32(0),
-    'key': key,
-    'window': {name: jnp.float32(0) for name in [*metrics, 'loss', 'gradient_norm']},
-    'first_bad': {'step': jnp.int32(0), 'loss': jnp.float32(0)},
-  }
-  if ema:
-    state['ema'] = jax.tree.map(jnp.copy, params)
-  return state
-
-
-def _train_step(loss_of: Callable, optimizer: Any, ema_decay: float | None, log_every: int):
-  def train_step(state, batch):
-    step = state['step']
-    key = jax.random.fold_in(state['key'], step)
-    gradient_fn = jax.value_and_grad(loss_of, has_aux=True)
-    (loss, (metrics, rest)), gradients = gradient_fn(state['params'], state['rest'], batch, key)
-    gradient_norm = optax.tree.norm(gradients).astype(jnp.float32)
-    loss = loss.astype(jnp.float32)
-    # optax mixes dtypes (decay ** int32 count), which strict promotion would refuse.
-    with jax.numpy_dtype_promotion('standard'):
-      updates, opt_state = optimizer.update(gradients, state['opt_state'], state['params'])
-    new = {'params': optax.apply_updates(state['params'], updates), 'rest': rest, 'opt_state': opt_state}
-    if ema_decay is not None:
-      count = step.astype(jnp.float32)
-      decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-      new['ema'] = jax.tree.map(
-        lambda average, value: average + ((1.0 - decay) * (value - average)).astype(average.dtype),
-        state['ema'],
-        new['params'],
-      )
-    # From the first bad step on nothing is updated, so the host may look as rarely as it likes.
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    keep = finite & (state['first_bad']['step'] == 0)
-    new = jax.tree.map(lambda after, before: jnp.where(keep, after, before), new, {name: state[name] for name in new})
-    is_first = ~finite & (state['first_bad']['step'] == 0)
-    seen = metrics | {'loss': loss, 'gradient_norm': gradient_norm}
-    starts = step % log_every == 0
-    return (
-      state
-      | new
-      | {
-        'step': step + 1,
-        'window': {
-          name: jnp.where(starts, 0.0, total) + seen[name].astype(jnp.float32)
-          for name, total in state['window'].items()
-        },
-        'first_bad': {
-          'step': jnp.where(is_first, step + 1, state['first_bad']['step']),
-          'loss': jnp.where(is_first, loss, state['first_bad']['loss']),
-        },
-      }
-    )
-
-  return train_step
 
 
 def _window_means(state, step: int, log_every: int, store: checkpoints.CheckpointStore | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pytest
 import perceiver_lib
 from perceiver_lib import __main__ as command_line
 from perceiver_lib.experiments import report, runner
+from perceiver_lib.experiments.bench import harness
 from perceiver_lib.experiments.environment import kernel_environment
 from tests.experiments.sequence import GOOD, write_notebook
 
@@ -126,6 +127,29 @@ sys.exit(command_line.main(['reproduce']))"""
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=kernel_environment())
   assert done.returncode == 130
   assert '--resume' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_an_interrupted_benchmark_does_not_speak_of_resuming(capsys, monkeypatch):
+  def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(harness, 'measure_all', interrupt)
+  assert call('bench') == 130
+  said = capsys.readouterr().err
+  assert 'printed so far are complete' in said and 'resume' not in said
+
+
+@pytest.mark.parametrize('lines', [1, 10_000])
+def test_a_reader_that_leaves_is_no_error(lines):
+  program = f"""
+import sys
+from perceiver_lib import __main__ as command_line
+command_line.open_lab = lambda _: print('a line of text\\n' * {lines}) or 0
+sys.exit(command_line.main(['lab']))"""
+  command = [sys.executable, '-c', program]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=kernel_environment()) as process:
+    process.stdout.close()
+    assert process.stderr.read() == b'' and process.wait() == 141
 
 
 def test_every_public_name_is_there_and_nothing_heavy_is_imported_for_it():

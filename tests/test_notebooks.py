@@ -113,7 +113,7 @@ def test_a_clean_notebook_passes_the_lint(tmp_path):
     ('%pip install x', 'installs something'),
     ('import sys\nsys.path.append("..")', 'edits sys.path'),
     ('import warnings\nwarnings.filterwarnings("ignore")', 'silences warnings'),
-    ('open("/home/me/data")', 'absolute path'),
+    ('open("/content/data")', 'absolute path'),
     ('import torch', 'another framework'),
     ('def long():\n' + '  x = 1\n' * 25, 'long has more than 25 lines'),
   ],

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from perceiver_lib.data.base import DataSet, Provenance, package_version, sha256
+from perceiver_lib.data.labelled_images import image_checksum
 from perceiver_lib.data.loading import ArraySource
-from perceiver_lib.data.preparation import image_checksum, import_tfds
+from perceiver_lib.data.preparation import import_tfds
 from perceiver_lib.data.splits import carve, stratified_split
 
 BUNDLED = {'digits': 'perceiver_lib.data.digits', 'mnist5k': 'perceiver_lib.data.mnist5k'}

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.streaming import cleaned
+from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
 
 def validity(tokens: Tokens) -> Bool[Array, 'b m']:
@@ -37,3 +38,24 @@ def gathered(array: Array, index: Int[Array, 'b n']) -> Array:
   return jax.vmap(lambda row, at: row[at], in_axes=(None if array.shape[0] == 1 else 0, 0))(
     array[0] if array.shape[0] == 1 else array, jnp.maximum(index, 0)
   )
+
+
+def latest(inputs: Tokens, num_latents: int) -> tuple[Tokens, Bool[Array, 'b m']]:
+  """The `num_latents` latest valid inputs in time order, source excluded, and which inputs they are `[b, m]`.
+
+  Inputs of one timestep keep their order. Where a row has fewer, the first latents are not valid.
+  """
+  b, m = inputs.values.shape[:2]
+  candidate = validity(inputs) & (inputs.time != SOURCE_TIME)
+  order = jnp.argsort(jnp.where(candidate, inputs.time, SOURCE_TIME), axis=1, stable=True).astype(jnp.int32)
+  place = last_valid(jnp.take_along_axis(candidate, order, axis=1), num_latents)
+  valid = place >= 0
+  index = jnp.where(valid, jnp.take_along_axis(order, jnp.maximum(place, 0), axis=1), -1)
+  raw = Tokens(
+    values=gathered(inputs.values, index),
+    position=None if inputs.position is None else gathered(inputs.position, index),
+    time=jnp.where(valid, gathered(inputs.time, index), SOURCE_TIME),
+    valid=valid,
+  )
+  is_latent = jnp.zeros((b, m), bool).at[jnp.arange(b)[:, None], jnp.where(valid, index, m)].set(True, mode='drop')
+  return cleaned(raw), is_latent

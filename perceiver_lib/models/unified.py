@@ -22,12 +22,11 @@ from perceiver_lib.attention import KeyValueReader, joined_times, read
 from perceiver_lib.block_causal import CausalLatentBlock, LatentAttention
 from perceiver_lib.blocks import CrossAttention, LayerConfig, layer_norm, pairs
 from perceiver_lib.capture import named
-from perceiver_lib.decoder import Decoder, DecoderConfig, output_head, scores
+from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
 from perceiver_lib.linear import Linear
-from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, validity
+from perceiver_lib.models.perceiver_ar_latents import latest, validity
 from perceiver_lib.prefix_read import prefix_read
-from perceiver_lib.streaming import cleaned
-from perceiver_lib.tokens import SOURCE_TIME, Tokens
+from perceiver_lib.tokens import Tokens
 
 Inputs = Tokens | Mapping[str, Tokens]
 
@@ -79,23 +78,6 @@ class InputLatents:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IdentityDecoderConfig:
-  """Every latent is an output, by a layer norm and a head; names and start values are those of Perceiver AR.
-
-  Attributes:
-    num_outputs: E.
-    output: 'linear', which starts at zero, or 'tied' to the embedding of the input, with a bias.
-  """
-
-  num_outputs: int
-  output: Literal['linear', 'tied'] = 'linear'
-
-  def __post_init__(self):
-    if self.output not in ('linear', 'tied'):
-      raise ValueError(f'output must be linear or tied; got {self.output!r}.')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class UnifiedPerceiverConfig:
   """Names for the letters: inputs M x C, latents T x S x D, outputs O x E.
 
@@ -135,12 +117,8 @@ class UnifiedPerceiverConfig:
           raise ValueError(f'{name}={value!r} needs inputs as wide as the latents, {d} channels; got {c}.')
     if isinstance(self.decoder, DecoderConfig):
       self.decoder.check(self.input_adapter)
-    elif self.decoder.output == 'tied':
-      embedding = (getattr(self.input_adapter, 'num_embeddings', None), c)
-      if embedding != (self.decoder.num_outputs, d):
-        raise ValueError(
-          f'A tied head needs an input embedding of {self.decoder.num_outputs} ids x {d} channels; got {embedding}.'
-        )
+    else:
+      self.decoder.check(self.input_adapter, num_latent_channels=d)
 
   @classmethod
   def tiny(
@@ -339,24 +317,3 @@ class UnifiedPerceiver(nnx.Module):
     """Outputs of `decode` for the latents of `encode`; the arguments are theirs."""
     latents = self.encode(inputs, num_timesteps=num_timesteps, chunk_size=chunk_size, remat=remat, rngs=rngs)
     return self.decode(latents, queries, chunk_size=decode_chunk_size, rngs=rngs)
-
-
-def latest(inputs: Tokens, num_latents: int) -> tuple[Tokens, Array]:
-  """The `num_latents` latest valid inputs in time order, source excluded, and which inputs they are `[b, m]`.
-
-  Inputs of one timestep keep their order. Where a row has fewer, the first latents are not valid.
-  """
-  b, m = inputs.values.shape[:2]
-  candidate = validity(inputs) & (inputs.time != SOURCE_TIME)
-  order = jnp.argsort(jnp.where(candidate, inputs.time, SOURCE_TIME), axis=1, stable=True).astype(jnp.int32)
-  place = last_valid(jnp.take_along_axis(candidate, order, axis=1), num_latents)
-  valid = place >= 0
-  index = jnp.where(valid, jnp.take_along_axis(order, jnp.maximum(place, 0), axis=1), -1)
-  raw = Tokens(
-    values=gathered(inputs.values, index),
-    position=None if inputs.position is None else gathered(inputs.position, index),
-    time=jnp.where(valid, gathered(inputs.time, index), SOURCE_TIME),
-    valid=valid,
-  )
-  is_latent = jnp.zeros((b, m), bool).at[jnp.arange(b)[:, None], jnp.where(valid, index, m)].set(True, mode='drop')
-  return cleaned(raw), is_latent

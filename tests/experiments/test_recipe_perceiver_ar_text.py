@@ -13,6 +13,7 @@ from flax import nnx
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.recipes import mirrored_copy as copying
 from perceiver_lib.experiments.recipes import perceiver_ar_text as recipe_of
+from perceiver_lib.experiments.recipes import text_probes as probes
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, validity
@@ -91,7 +92,7 @@ def test_a_model_with_a_window_ignores_what_is_before_it():
   def outputs(ids, window):
     inputs = dataclasses.replace(examples.inputs, values=ids)
     changed = copying.last_inputs(dataclasses.replace(examples, inputs=inputs), window)
-    return np.asarray(recipe_of.outputs(model, changed.inputs, 7).values)
+    return np.asarray(probes.outputs(model, changed.inputs, 7).values)
 
   ids = examples.inputs.values
   far = ids.at[:, 3].add(1)
@@ -108,9 +109,9 @@ def test_muon_takes_the_kernels_of_layers_and_adam_the_rest():
 
 def test_bits_of_each_byte_are_those_of_the_softmax():
   model, text = perturbed(), np.frombuffer(b'the sound and the fury', np.uint8)
-  bits = recipe_of.bits_of_each_byte(model, text, 13)
+  bits = probes.bits_of_each_byte(model, text, 13)
   ids = ByteTokenizer.ids(text)
-  logits = np.asarray(recipe_of.outputs(model, Tokens(values=jnp.asarray(ids[:-1])[None]), 13).values[0], np.float64)
+  logits = np.asarray(probes.outputs(model, Tokens(values=jnp.asarray(ids[:-1])[None]), 13).values[0], np.float64)
   expected = np.log2(np.exp(logits).sum(-1)) - logits[np.arange(13), ids[-13:]] / np.log(2)
   assert_close(bits, expected)
 

@@ -15,17 +15,16 @@ from perceiver_lib import block_causal
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.capture import capture_attention
-from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.models.perceiver_ar_latents import latest
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.unified import (
-  IdentityDecoderConfig,
   InputLatents,
   LearnedLatents,
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
-  latest,
 )
 from perceiver_lib.positions import Rotary
 from perceiver_lib.queries import GivenQueries, LearnedQueries

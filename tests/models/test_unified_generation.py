@@ -14,10 +14,9 @@ from flax import nnx
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
 from perceiver_lib.beam_search import beam_search
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.unified import (
-  IdentityDecoderConfig,
   InputLatents,
   LearnedLatents,
   UnifiedPerceiver,

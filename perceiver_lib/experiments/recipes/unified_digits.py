@@ -20,12 +20,12 @@ from perceiver_lib.adapters import EmbeddingAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.loading import ArraySource, training_batches
+from perceiver_lib.decoder import IdentityDecoderConfig
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.modalities.text import BOS, EOS, PAD, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.unified import (
-  IdentityDecoderConfig,
   LearnedLatents,
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
