@@ -24,27 +24,30 @@ class Line:
 
   Attributes:
     x, y: sizes and values; a list of values for a size is drawn as its median, with whiskers from end to end.
-    predicted: drawn dashed and hollow: what was not measured.
+    predicted: drawn dotted and hollow: what was not measured.
+    like: name of the line whose colour and marker it shares.
+    marked: sizes whose points carry a ring.
     power: (exponent, value at size 1) of a fit, drawn from `fitted_from` on.
   """
 
   x: Sequence[float]
   y: Sequence[float | Sequence[float]]
   predicted: bool = False
+  like: str = ''
+  marked: Sequence[float] = ()
   power: tuple[float, float] | None = None
   fitted_from: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
-  """One pair of axes; `marked` are sizes whose points carry a ring."""
+  """One pair of axes, its lines by name."""
 
   x_label: str
   y_label: str
   lines: Mapping[str, Line]
   log_x: bool = True
   log_y: bool = True
-  marked: Sequence[float] = ()
 
 
 def cost_panels(panels: Sequence[Panel], *, title: str, columns: int = 2, height: float = 3.1) -> Figure:
@@ -53,21 +56,27 @@ def cost_panels(panels: Sequence[Panel], *, title: str, columns: int = 2, height
   Raises:
     ValueError: without a panel or a line.
   """
+  from matplotlib.ticker import NullFormatter
+
   if not panels or not all(panel.lines for panel in panels):
     raise ValueError('Pass at least one panel, each with at least one line.')
-  names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+  named = {name: line for panel in panels for name, line in panel.lines.items()}
+  colours = list(dict.fromkeys(line.like or name for name, line in named.items()))
   with theme.use_theme():
     rows = -(-len(panels) // columns)
     figure = theme.new_figure(height * rows + 0.8, title=title)
     for number, panel in enumerate(panels):
       axes = figure.add_subplot(rows, min(columns, len(panels)), number + 1)
       for name, line in panel.lines.items():
-        _draw(axes, name, line, names.index(name), panel.marked)
+        _draw(axes, name, line, colours.index(line.like or name))
       if panel.log_x:
         axes.set_xscale('log', base=2)
         _name_powers(axes, [x for line in panel.lines.values() for x in line.x])
       if panel.log_y:
         axes.set_yscale('log')
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.yaxis.set_minor_formatter('{x:g}' if high < 8 * low else NullFormatter())
       else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
       axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
@@ -88,7 +97,7 @@ def _middle(line: Line) -> np.ndarray:
   return np.array([np.median(value) for value in line.y])
 
 
-def _draw(axes: Axes, name: str, line: Line, index: int, marked: Sequence[float]) -> None:
+def _draw(axes: Axes, name: str, line: Line, index: int) -> None:
   colour, middle = theme.PALETTE[index % len(theme.PALETTE)], _middle(line)
   spread = np.array([(m - np.min(value), np.max(value) - m) for m, value in zip(middle, line.y, strict=True)]).T
   axes.errorbar(
@@ -102,7 +111,7 @@ def _draw(axes: Axes, name: str, line: Line, index: int, marked: Sequence[float]
     capsize=2.5,
     label=name,
   )
-  rings = [place for place, x in enumerate(line.x) if x in marked]
+  rings = [place for place, x in enumerate(line.x) if x in line.marked]
   axes.scatter(np.array(line.x)[rings], middle[rings], s=130, facecolors='none', edgecolors=theme.BLACK, zorder=4)
   if line.power:
     exponent, start = line.power

@@ -9,9 +9,11 @@ from perceiver_lib.plots.scaling import Line, Panel, cost_panels, ratio_bars, si
 
 
 def test_panels_share_names_and_carry_fits_and_rings():
-  measured = Line(x=[2**10, 2**20], y=[[1.0, 2.0, 3.0], 2_048.0], power=(1.0, 2 / 2**10), fitted_from=2**10)
-  lines = {'measured': measured, 'expected': Line(x=[2**10, 2**20], y=[1.0, 1_024.0], predicted=True)}
-  panel = Panel(x_label='bytes', y_label='seconds', lines=lines, marked=[2**20])
+  measured = Line(
+    x=[2**10, 2**20], y=[[1.0, 2.0, 3.0], 2_048.0], power=(1.0, 2 / 2**10), fitted_from=2**10, marked=[2**20]
+  )
+  lines = {'measured': measured, 'expected': Line(x=[2**10, 2**20], y=[1.0, 1_024.0], predicted=True, like='measured')}
+  panel = Panel(x_label='bytes', y_label='seconds', lines=lines)
   figure = cost_panels([panel, panel], title='cost')
   first, _ = figure.axes
   assert [label.get_text() for label in first.get_xticklabels()] == ['1k', '1M']

@@ -55,7 +55,7 @@ class LatentsRecipe:
 
 
 RECIPES = {
-  'smoke': LatentsRecipe(train_steps=2, num_seeds=1, smallest=1, limit=2),
+  'smoke': LatentsRecipe(train_steps=2, num_seeds=1, smallest=1, limit=1),
   'demo': LatentsRecipe(train_steps=600, num_seeds=2, smallest=4, limit=64),
   'full': LatentsRecipe(train_steps=10_000, num_seeds=5, smallest=1, limit=128, tolerance=2.0),
 }

@@ -58,9 +58,9 @@ def seconds_of_questions(num_bytes: int, numbers: Sequence[int], rounds: int) ->
   The calls are made in turn.
   """
   model, tokens, queries = asked_model(num_bytes), tour.byte_tokens(num_bytes), queries_at(QUERIES_PER_QUESTION)
-  encode = nnx.jit(lambda model, tokens: model.encode(tokens))
-  decode = nnx.jit(lambda model, latents, queries: model.decode(latents, queries))
-  whole = nnx.jit(lambda model, tokens, queries: model(tokens, queries))
+  encode = jax.jit(lambda model, tokens: model.encode(tokens))
+  decode = jax.jit(lambda model, latents, queries: model.decode(latents, queries))
+  whole = jax.jit(lambda model, tokens, queries: model(tokens, queries))
 
   def once(k: int) -> list[Any]:
     latents = encode(model, tokens)
