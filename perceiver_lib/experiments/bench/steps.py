@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 from perceiver_lib.experiments.bench.harness import Call
+from perceiver_lib.host_memory import keep_freed_memory
 
 LEARNING_RATE = 1e-4
 
@@ -34,7 +35,8 @@ def forward_call(graphdef: Any, weights: Any, forward: Callable[..., Any], *inpu
 
 
 def train_call(graphdef: Any, weights: Any, loss: Callable[..., jax.Array], *inputs: Any) -> Call:
-  """One step of AdamW in place: the buffers of the old state are given to the new one."""
+  """One step of AdamW in place, as `fit` makes it: the buffers of the old state are given to the new one."""
+  keep_freed_memory()
   optimizer = optax.adamw(LEARNING_RATE)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from perceiver_lib.experiments.bench.harness import Call, Worker, serve
 from perceiver_lib.experiments.recipes import tour, unified_bytes
 from perceiver_lib.flops import count_flops
+from perceiver_lib.host_memory import keep_freed_memory
 from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
@@ -309,6 +310,8 @@ def main(arguments: Sequence[str]) -> int:
       file=sys.stderr,
     )
     return 2
+
+  keep_freed_memory()  # as `fit` does
 
   def build() -> tuple[Call, dict[str, Any]]:
     log2, num_layers = map(int, numbers)
