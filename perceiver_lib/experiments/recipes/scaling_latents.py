@@ -28,12 +28,13 @@ from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.recipes.images import full_range
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.positions import FourierFeatures, grid
 from perceiver_lib.queries import PositionQueries, position_queries
 
 NUM_CHANNELS = 8
 BATCH_SIZE = 32
-LEARNING_RATE = 1e-2
+LEARNING_RATE = 7e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class LatentsRecipe:
 
 RECIPES = {
   'smoke': LatentsRecipe(train_steps=2, num_seeds=1, smallest=1, limit=1),
-  'demo': LatentsRecipe(train_steps=600, num_seeds=2, smallest=4, limit=64),
+  'demo': LatentsRecipe(train_steps=800, num_seeds=2, smallest=4, limit=64),
   'full': LatentsRecipe(train_steps=10_000, num_seeds=5, smallest=1, limit=128, tolerance=2.0),
 }
 
@@ -101,8 +102,7 @@ def trained_errors(
   """Trains a model for each seed, all in one compiled loop; the squared error of each on the validation images."""
   models = [nnx.split(PerceiverIO(config, rngs=nnx.Rngs(seed))) for seed in seeds]
   graphdef, (_, unravel) = models[0][0], ravel_pytree(models[0][1])
-  schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, max(1, num_steps // 8), num_steps)
-  optimizer = optax.adamw(schedule, weight_decay=0.01)
+  optimizer = adamw_warmup_cosine(LEARNING_RATE, num_steps, warmup_steps=num_steps // 8)
 
   def error(params: Array, images: Array) -> Array:
     return squared_error(nnx.merge(graphdef, unravel(params)), images)
