@@ -72,6 +72,7 @@ def cost_panels(panels: Sequence[Panel], *, title: str, columns: int = 2, height
       if panel.log_x:
         axes.set_xscale('log', base=2)
         _name_powers(axes, [x for line in panel.lines.values() for x in line.x])
+      axes.margins(y=0.12)
       if panel.log_y:
         axes.set_yscale('log')
         low, high = axes.get_ylim()
@@ -118,9 +119,7 @@ def _draw(axes: Axes, name: str, line: Line, index: int) -> None:
     x = np.array([max(line.fitted_from, min(line.x)), max(line.x)], float)
     axes.plot(x, start * x**exponent, color=theme.BLACK, linewidth=1.1, linestyle=(0, (2, 1.5)), zorder=3)
     place = np.sqrt(x[0] * x[1]), start * np.sqrt(x[0] * x[1]) ** exponent
-    axes.annotate(
-      f'M$^{{{exponent:.2f}}}$', place, xytext=(0, -16), textcoords='offset points', ha='left', color=colour
-    )
+    axes.annotate(f'M$^{{{exponent:.2f}}}$', place, xytext=(0, 7), textcoords='offset points', ha='left', color=colour)
 
 
 def _name_powers(axes: Axes, sizes: Sequence[float]) -> None:
