@@ -119,7 +119,9 @@ def _draw(axes: Axes, name: str, line: Line, index: int) -> None:
     x = np.array([max(line.fitted_from, min(line.x)), max(line.x)], float)
     axes.plot(x, start * x**exponent, color=theme.BLACK, linewidth=1.1, linestyle=(0, (2, 1.5)), zorder=3)
     place = np.sqrt(x[0] * x[1]), start * np.sqrt(x[0] * x[1]) ** exponent
-    axes.annotate(f'M$^{{{exponent:.2f}}}$', place, xytext=(0, 7), textcoords='offset points', ha='left', color=colour)
+    axes.annotate(
+      f'M$^{{{exponent:.2f}}}$', place, xytext=(-2, 6), textcoords='offset points', ha='right', color=colour
+    )
 
 
 def _name_powers(axes: Axes, sizes: Sequence[float]) -> None:
