@@ -12,13 +12,13 @@ from perceiver_lib.experiments.bench import cases, harness
 from perceiver_lib.experiments.bench.harness import Case, Contender
 
 
-class Script(harness._Worker):
+class Script(harness.Worker):
   """Stands in for a process: a list of seconds, where None is its death."""
 
   answers: ClassVar = {'first': [9.0, 1.0, 2.0, 3.0], 'other': [9.0, 2.0, 8.0, 3.0], 'dies': [9.0, 1.0, None]}
 
-  def __init__(self, case, contender):
-    self.left = list(self.answers[contender])
+  def __init__(self, *arguments):
+    self.left = list(self.answers[arguments[-1]])
 
   def ask(self):
     pass
@@ -45,7 +45,7 @@ def case_of(*names, **packages):
 
 
 def test_ratios_are_taken_within_a_round_and_failures_have_a_status(monkeypatch):
-  monkeypatch.setattr(harness, '_Worker', Script)
+  monkeypatch.setattr(harness, 'Worker', Script)
   result = harness.measure('case', case_of('first', 'other', 'dies', 'absent', absent='no_such_package'), rounds=3)
   rows = result['contenders']
   assert rows['first']['median_seconds'] == 2.0 and rows['first']['rate'] == 3.0 and 'ratio' not in rows['first']
@@ -58,7 +58,7 @@ def test_ratios_are_taken_within_a_round_and_failures_have_a_status(monkeypatch)
 
 
 def test_a_file_keeps_the_cases_that_were_not_measured_now(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(harness, '_Worker', Script)
+  monkeypatch.setattr(harness, 'Worker', Script)
   out = tmp_path / 'bench.json'
   out.write_text('{"earlier": {"title": "stays"}}')
   harness.measure_all({'now': case_of('first')}, [], rounds=2, out=out)
@@ -69,7 +69,7 @@ def test_a_file_keeps_the_cases_that_were_not_measured_now(monkeypatch, tmp_path
 
 
 def test_a_worker_answers_before_and_after_each_line(capsys, monkeypatch):
-  monkeypatch.setattr(harness, '_limit_memory', lambda: None)
+  monkeypatch.setattr(harness, '_limit_memory', lambda: 1e9)
   calls = []
   build = lambda: lambda: calls.append(1)  # noqa: E731
   harness.work(Case(title='', contenders={'one': Contender(build=build)}), 'one', lines=['run', 'run'])
@@ -78,14 +78,35 @@ def test_a_worker_answers_before_and_after_each_line(capsys, monkeypatch):
 
 
 def test_a_process_answers_and_a_failing_one_says_why():
-  worker = harness._Worker('matmul', 'JAX, float32')
+  worker = harness.Worker('perceiver_lib', 'bench', 'matmul', '--worker', 'JAX, float32')
   assert worker.answer()['seconds'] > 0
   worker.ask()
   assert 0 < worker.answer()['seconds'] < 60
   worker.close()
-  broken = harness._Worker('matmul', 'nobody')
+  broken = harness.Worker('perceiver_lib', 'bench', 'matmul', '--worker', 'nobody')
   assert broken.answer() is None
   assert "KeyError: 'nobody'" in broken.last_words()
+
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate")])
+def test_what_needs_too_much_memory_says_its_limit(error, monkeypatch):
+  monkeypatch.setattr(harness, '_limit_memory', lambda: 2e9)
+
+  def build():
+    raise error
+
+  with pytest.raises(SystemExit, match='out of memory: the limit was 2'):
+    harness.serve(build, lines=[])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+  monkeypatch.setattr(harness, '_limit_memory', lambda: 2e9)
+
+  def build():
+    raise RuntimeError('shapes differ')
+
+  with pytest.raises(RuntimeError, match='shapes differ'):
+    harness.serve(build, lines=[])
 
 
 @pytest.mark.parametrize(

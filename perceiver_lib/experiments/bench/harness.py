@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
+import math
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import project_root, read_json, write_json
 
 Call = Callable[[], None]
+
+FREE_MEMORY_SHARE = 0.85
+"""Of the memory that is free when a contender starts: what it may take."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,14 +76,14 @@ def measure(name: str, case: Case, rounds: int) -> dict[str, Any]:
     rounds. A contender that is not installed or that failed has a `status` instead.
   """
   rows: dict[str, dict[str, Any]] = {}
-  workers: dict[str, _Worker] = {}
+  workers: dict[str, Worker] = {}
   answers: dict[str, list[dict[str, float]]] = {}
   try:
     for contender, what in case.contenders.items():
       if not what.is_installed:
         rows[contender] = {'status': 'not installed'}
         continue
-      worker = _Worker(name, contender)
+      worker = Worker('perceiver_lib', 'bench', name, '--worker', contender)
       if (ready := worker.answer()) is None:
         rows[contender] = {'status': f'failed: {worker.last_words()}'}
         continue
@@ -121,11 +125,11 @@ def _spread(values: Sequence[float], suffix: str = '') -> dict[str, float]:
   return {f'{name}{suffix}': value for name, value in named.items()}
 
 
-class _Worker:
-  """A process that makes one timed call for every line that it is sent."""
+class Worker:
+  """`python -m module arguments`: a process that makes one timed call for every line that it is sent, see `serve`."""
 
-  def __init__(self, case: str, contender: str):
-    command = [sys.executable, '-m', 'perceiver_lib', 'bench', case, '--worker', contender]
+  def __init__(self, module: str, *arguments: Any):
+    command = [sys.executable, '-m', module, *map(str, arguments)]
     pipe = subprocess.PIPE
     environment = kernel_environment() | {'TOKENIZERS_PARALLELISM': 'false'}
     self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -135,7 +139,7 @@ class _Worker:
       self._process.stdin.write('run\n')
       self._process.stdin.flush()
 
-  def answer(self) -> dict[str, float] | None:
+  def answer(self) -> dict[str, Any] | None:
     """The next line of numbers; None if the process has ended. What a package prints by itself is passed over."""
     for line in self._process.stdout:
       if line.startswith('{"seconds"'):
@@ -153,30 +157,60 @@ class _Worker:
     self._process.communicate()
 
 
-def work(case: Case, contender: str, lines: Any = None) -> None:
+def work(case: Case, contender: str, lines: Iterable[str] | None = None) -> None:
   """What a worker does: builds, calls once, and then once for every line on standard input."""
-  _limit_memory()
-  start = time.perf_counter()
-  call = case.contenders[contender].build()
-  call()
-  _reply(start)
-  for _ in lines or sys.stdin:
-    start = time.perf_counter()
+
+  def build() -> tuple[Call, dict[str, Any]]:
+    call = case.contenders[contender].build()
     call()
-    _reply(start)
+    return call, {}
+
+  serve(build, lines)
 
 
-def _reply(start: float) -> None:
-  print(json.dumps({'seconds': time.perf_counter() - start, 'peak_gigabytes': peak_bytes() / 1e9}), flush=True)
+def serve(build: Callable[[], tuple[Call, dict[str, Any]]], lines: Iterable[str] | None = None) -> None:
+  """Answers with a line of JSON when something is built, and with another after each timed call.
+
+  Args:
+    build: makes what is timed, and what else is to be said of it in the first line.
+    lines: ask for a call each; None = standard input.
+
+  Raises:
+    SystemExit: with a sentence, where memory ran out.
+  """
+  limit = _limit_memory()
+  try:
+    start = time.perf_counter()
+    call, facts = build()
+    _reply(start, **facts)
+    for _ in sys.stdin if lines is None else lines:
+      start = time.perf_counter()
+      call()
+      _reply(start)
+  except (MemoryError, RuntimeError) as error:
+    if isinstance(error, MemoryError) or re.search('memory|RESOURCE_EXHAUSTED', str(error)):
+      raise SystemExit(f'out of memory: the limit was {limit / 1e9:.1f} GB') from None
+    raise
 
 
-def _limit_memory() -> None:
-  """A contender that needs more than nine tenths of the machine ends by itself, before the system ends something."""
-  if sys.platform == 'linux':
-    import resource
+def _reply(start: float, **facts: Any) -> None:
+  seconds = time.perf_counter() - start
+  print(json.dumps({'seconds': seconds, 'peak_gigabytes': peak_bytes() / 1e9, **facts}), flush=True)
 
-    limit = int(0.9 * os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+def _limit_memory() -> float:
+  """Holds this process to `FREE_MEMORY_SHARE` of what is free now, so that it fails by itself; the limit in bytes.
+
+  Without a limit the system would end some process, and not always the one that asked for too much.
+  """
+  if sys.platform != 'linux':
+    return math.inf
+  import resource
+
+  available = next(line for line in Path('/proc/meminfo').read_text().splitlines() if line.startswith('MemAvailable'))
+  limit = int(FREE_MEMORY_SHARE * 1024 * int(available.split()[1]))
+  resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+  return limit
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from perceiver_lib.experiments.bench.steps import (
 NUM_LATENTS = NUM_CHANNELS = 256
 NUM_LAYERS = 6
 NARROW = 64
-LENGTHS = {'64k': 2**16, '256k': 2**18, '1m': 2**20}
+LENGTHS = {'16k': 2**14, '64k': 2**16, '256k': 2**18, '1m': 2**20}
 
 
 def _ours(size: str, num_bytes: int, train: bool) -> Call:
@@ -40,7 +40,7 @@ def _ours(size: str, num_bytes: int, train: bool) -> Call:
     tokens = Tokens(values=jnp.asarray(random.integers(0, 256, (1, num_bytes)), jnp.int32))
   else:
     adapter = FeatureAdapterConfig(num_values=NARROW)
-    tokens = Tokens(values=jnp.asarray(random.normal(size=(1, num_bytes, NARROW)), jnp.float32))
+    tokens = Tokens(values=jnp.asarray(random.standard_normal((1, num_bytes, NARROW), np.float32)))
   config = PerceiverConfig(
     input_adapter=adapter,
     num_latents=NUM_LATENTS,

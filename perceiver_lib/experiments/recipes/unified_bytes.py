@@ -37,19 +37,19 @@ NUM_TIMESTEPS, NUM_LATENTS, WIDTH = 16, 16, 128
 How = Literal['prefix', 'general']
 
 
-def byte_model(num_bytes: int) -> UnifiedPerceiverConfig:
-  """One byte a token; 16 timesteps with 16 latents each; 128 channels and 8 heads throughout, 2 latent layers."""
+def byte_model(num_bytes: int, *, width: int = WIDTH) -> UnifiedPerceiverConfig:
+  """One byte a token; 16 timesteps with 16 latents each; `width` channels and 8 heads throughout, 2 latent layers."""
   position = FourierFeatures(num_bands=7, max_resolution=(num_bytes // NUM_TIMESTEPS,))
   return UnifiedPerceiverConfig(
     input_adapter=FeatureAdapterConfig(
-      num_values=1, scale=2 / 255, shift=-1, num_projected_channels=WIDTH - position.num_channels, position=position
+      num_values=1, scale=2 / 255, shift=-1, num_projected_channels=width - position.num_channels, position=position
     ),
     latents=LearnedLatents(num_latents=NUM_LATENTS, num_timesteps=NUM_TIMESTEPS),
-    num_latent_channels=WIDTH,
+    num_latent_channels=width,
     num_self_attends_per_block=2,
     cross_attend=LayerConfig(num_heads=8),
     self_attend=LayerConfig(num_heads=8),
-    decoder=DecoderConfig(queries=LearnedQueries(num_queries=1, num_channels=WIDTH), num_outputs=10),
+    decoder=DecoderConfig(queries=LearnedQueries(num_queries=1, num_channels=width), num_outputs=10),
   )
 
 

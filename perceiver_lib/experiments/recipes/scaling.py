@@ -1,0 +1,331 @@
+"""What each byte costs, for notebook 10: one training step of several models at growing lengths.
+
+`python -m perceiver_lib.experiments.recipes.scaling streamed 20 6` compiles the step of a streamed Perceiver on 2^20
+bytes in a process of its own, says what the compiler sets aside, and makes one step for every line on standard input.
+Only a fresh process has a peak of memory that says something, and several of them can be timed in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from perceiver_lib.experiments.bench.harness import Call, Worker, serve
+from perceiver_lib.experiments.recipes import tour, unified_bytes
+from perceiver_lib.flops import count_flops
+from perceiver_lib.host_memory import keep_freed_memory
+from perceiver_lib.losses import cross_entropy
+from perceiver_lib.models.perceiver import Perceiver
+from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.models.transformer import Transformer, TransformerConfig
+from perceiver_lib.models.unified import UnifiedPerceiver
+from perceiver_lib.tokens import Tokens
+
+NUM_LATENTS = WIDTH = 256
+NUM_LAYERS, NUM_HEADS = 6, 8
+NUM_IDS = 256
+
+KINDS = {
+  'streamed': 'Perceiver, streamed read',
+  'dense': 'Perceiver, all keys at once',
+  'ar': 'Perceiver AR',
+  'unified': 'unified, 16 timesteps x 16 latents',
+  'transformer': 'byte Transformer',
+}
+"""What is measured: 256 latents x 256 channels and 6 layers of 8 heads; the Transformer has no latents."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingRecipe:
+  """Settings of one profile.
+
+  Attributes:
+    steps: kind -> log2 of the input bytes -> timed steps. 0 = compiled, never run.
+    num_layers: of all models at every length; generation uses half as many.
+    fitted_from: log2 of the shortest input in the fits.
+    sweep_bytes: log2 of the input bytes at which latents and layers are varied, sweep_latents and sweep_layers.
+    sweep_rounds: timed steps of each variant, in turn.
+    asked_bytes: log2 of the input bytes that are encoded once; question_numbers: how many calls ask about them.
+    decoded: log2 of the numbers of output queries that are decoded.
+    contexts: of generation; recomputed_tokens: how many are generated without a cache.
+    bench_cases: of `python -m perceiver_lib bench`, measured in the same run; bench_rounds: timed calls of each.
+  """
+
+  steps: Mapping[str, Mapping[int, int]]
+  fitted_from: int
+  num_layers: int = NUM_LAYERS
+  sweep_bytes: int
+  sweep_latents: tuple[int, ...]
+  sweep_layers: tuple[int, ...]
+  sweep_rounds: int
+  asked_bytes: int
+  question_numbers: tuple[int, ...]
+  decoded: tuple[int, ...]
+  contexts: tuple[int, ...]
+  recomputed_tokens: int
+  bench_cases: tuple[str, ...]
+  bench_rounds: int
+
+
+RECIPES = {
+  'smoke': ScalingRecipe(
+    steps={'streamed': {10: 2, 11: 1}, 'transformer': {8: 1, 9: 0}},
+    fitted_from=10, num_layers=1,
+    sweep_bytes=8, sweep_latents=(16, 32), sweep_layers=(1,), sweep_rounds=1,
+    asked_bytes=8, question_numbers=(1, 2), decoded=(12,),
+    contexts=(16,), recomputed_tokens=2,
+    bench_cases=(), bench_rounds=1,
+  ),
+  'demo': ScalingRecipe(
+    steps={
+      'streamed': {10: 3, 14: 3, 16: 3, 18: 2, 20: 1},
+      'dense': {12: 3, 14: 3, 16: 1, 20: 0},
+      'ar': {14: 2, 16: 1},
+      'unified': {14: 2, 18: 1},
+      'transformer': {10: 2, 12: 1, 20: 0},
+    },
+    fitted_from=16,
+    sweep_bytes=14, sweep_latents=(64, 256, 512), sweep_layers=(1, 6, 12), sweep_rounds=3,
+    asked_bytes=14, question_numbers=(1, 4, 16), decoded=(10, 14, 18),
+    contexts=(256, 1_024, 4_096), recomputed_tokens=16,
+    bench_cases=('wide-16k-train', 'narrow-16k-train'), bench_rounds=3,
+  ),
+}  # fmt: skip
+RECIPES['full'] = dataclasses.replace(
+  RECIPES['demo'],
+  steps={
+    'streamed': {log2: 5 for log2 in range(10, 23)},
+    'dense': {log2: 5 for log2 in range(10, 17)} | {20: 0},
+    'ar': {log2: 5 for log2 in range(12, 21)},
+    'unified': {log2: 5 for log2 in range(12, 23)},
+    'transformer': {log2: 3 for log2 in range(10, 15)} | {16: 0, 20: 0},
+  },
+)
+
+
+# One training step.
+
+
+class Problem(NamedTuple):
+  """A model with shapes in place of parameters, an input, and the loss of both."""
+
+  model: nnx.Module
+  tokens: Tokens
+  loss: Callable[[nnx.Module, Tokens], Float[Array, '']]
+
+  def forward_operations(self) -> int:
+    return count_flops(lambda state: self._loss(state, self.tokens), nnx.split(self.model)[1])
+
+  def operations(self) -> int:
+    """Those of a step, what the backward pass computes again included."""
+    return count_flops(jax.value_and_grad(lambda state: self._loss(state, self.tokens)), nnx.split(self.model)[1])
+
+  def _loss(self, state: Any, tokens: Tokens) -> Float[Array, '']:
+    return self.loss(nnx.merge(nnx.split(self.model)[0], state), tokens)
+
+  def compiled(self) -> tuple[Any, Any]:
+    """Forward and backward, compiled for shapes only, and the shapes of the parameters."""
+    shapes = nnx.split(self.model)[1]
+    return jax.jit(jax.value_and_grad(self._loss)).lower(shapes, self.tokens).compile(), shapes
+
+  def call(self) -> tuple[Call, Any]:
+    """Something that makes one step, and the compiled program."""
+    program, shapes = self.compiled()
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(random.normal(0, 0.02, s.shape).astype(np.float32)), shapes)
+
+    def call() -> None:
+      loss, _ = jax.block_until_ready(program(params, self.tokens))
+      if not np.isfinite(loss):
+        raise ValueError(f'A step on {self.tokens.num_tokens:,} bytes gave the loss {loss}; its cost means nothing.')
+
+    return call, program
+
+
+def problem(kind: str, num_bytes: int, *, num_layers: int = NUM_LAYERS, num_latents: int = NUM_LATENTS) -> Problem:
+  """One of `KINDS` on random bytes, one token a byte; `num_latents` is for the Perceiver alone."""
+  ids = jnp.asarray(np.random.default_rng(0).integers(0, NUM_IDS, (1, num_bytes)), jnp.int32)
+  if kind in ('streamed', 'dense'):
+    config = dataclasses.replace(
+      tour.byte_perceiver(num_bytes), num_latents=num_latents, num_self_attends_per_block=num_layers
+    )
+    chunk_size = num_bytes if kind == 'dense' else None
+    loss = lambda model, tokens: cross_entropy(model(tokens, chunk_size=chunk_size), jnp.zeros((1,), jnp.int32))  # noqa: E731
+    return Problem(tour.abstract(Perceiver, config), tour.byte_tokens(num_bytes), loss)
+  if kind == 'ar':
+    config = PerceiverARConfig.of_bytes(
+      num_channels=WIDTH,
+      num_latents=min(NUM_LATENTS, num_bytes),
+      num_self_attends=num_layers,
+      num_heads=NUM_HEADS,
+      vocabulary_size=NUM_IDS,
+    )
+    last = lambda tokens: tokens.values[:, -config.num_latents :]  # noqa: E731
+    loss = lambda model, tokens: cross_entropy(model(tokens).values, last(tokens))  # noqa: E731
+    return Problem(tour.abstract(PerceiverAR, config), Tokens(values=ids), loss)
+  if kind == 'unified':
+    config = dataclasses.replace(
+      unified_bytes.byte_model(num_bytes, width=WIDTH), num_self_attends_per_block=num_layers
+    )
+    loss = lambda model, tokens: unified_bytes.loss_of(model, tokens, 'prefix')  # noqa: E731
+    return Problem(tour.abstract(UnifiedPerceiver, config), unified_bytes.byte_tokens(num_bytes), loss)
+  config = TransformerConfig.of_bytes(
+    num_channels=WIDTH, num_layers=num_layers, num_heads=NUM_HEADS, vocabulary_size=NUM_IDS
+  )
+  loss = lambda model, tokens: cross_entropy(model(tokens), tokens.values)  # noqa: E731
+  return Problem(tour.abstract(Transformer, config), Tokens(values=ids), loss)
+
+
+def sweep(kind: str, steps: Mapping[int, int], num_layers: int = NUM_LAYERS) -> list[dict[str, Any]]:
+  """Measures one kind at several lengths, each in a process of its own; the rounds visit the lengths in turn.
+
+  Args:
+    kind: one of `KINDS`.
+    steps: log2 of the input bytes -> timed steps, 0 = compiled only.
+    num_layers: of the processor, or of the Transformer.
+
+  Returns:
+    Rows with `num_bytes`, `seconds` (a list), `peak_gigabytes` of the process, `temporary_megabytes` that the compiled
+    step sets aside, `operations` and `forward_operations` where they can be counted; a row whose process ended has a
+    `status` too.
+  """
+  # All compile at once, on as many cores as there are; no two are timed at once.
+  module = 'perceiver_lib.experiments.recipes.scaling'
+  workers = {log2: Worker(module, kind, log2, num_layers) for log2 in steps}
+  rows: dict[int, dict[str, Any]] = {log2: {'kind': kind, 'num_bytes': 2**log2, 'seconds': []} for log2 in steps}
+  try:
+    for log2, worker in workers.items():
+      rows[log2] |= _numbers(worker)
+    for number in range(max(steps.values())):
+      for log2, worker in workers.items():
+        if number < steps[log2] and 'status' not in rows[log2]:
+          worker.ask()
+          answer = _numbers(worker)
+          rows[log2] |= answer | {'seconds': [*rows[log2]['seconds'], *answer.get('seconds', [])]}
+  finally:
+    for worker in workers.values():
+      worker.close()
+  return list(rows.values())
+
+
+def _numbers(worker: Worker) -> dict[str, Any]:
+  answer = worker.answer()
+  if answer is None:
+    return {'status': worker.last_words()}
+  is_call = 'temporary_megabytes' not in answer
+  return answer | {'seconds': [answer['seconds']] if is_call else []}
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The rows of `sweep` as a table."""
+  header = ('model', 'bytes', 'seconds a step (spread)', 'process, GB', 'temporaries, MB', 'GFLOP')
+  lines = [
+    (
+      KINDS[row['kind']],
+      f'{row["num_bytes"]:,}',
+      row.get('status') or (spread(row['seconds']) if row['seconds'] else 'compiled only'),
+      f'{row["peak_gigabytes"]:.2f}' if row['seconds'] else '',
+      f'{row["temporary_megabytes"]:,.0f}' if 'temporary_megabytes' in row else '',
+      f'{row["operations"] / 1e9:,.1f}' if 'operations' in row else '',
+    )
+    for row in rows
+  ]
+  return tour.markdown_table(header, lines)
+
+
+def spread(values: Sequence[float]) -> str:
+  """The median, and the smallest and largest."""
+  return f'{np.median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
+
+
+def exponent(rows: Sequence[Mapping[str, Any]], what: Callable[[Mapping[str, Any]], float]) -> tuple[float, float]:
+  """The power of the length that `what` of the rows grows with, and its value at one byte, by least squares of logs."""
+  slope, start = np.polyfit([np.log(row['num_bytes']) for row in rows], [np.log(what(row)) for row in rows], deg=1)
+  return float(slope), float(np.exp(start))
+
+
+def fit_rows(rows: Sequence[Mapping[str, Any]], fitted_from: int) -> list[Mapping[str, Any]]:
+  """The measured rows of 2^`fitted_from` bytes and more."""
+  return [row for row in rows if row['seconds'] and row['num_bytes'] >= 2**fitted_from]
+
+
+def predicted_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+  """Bytes -> seconds, from the longest row that ran on, by operations at the rate of that row."""
+  longest = [row for row in rows if row['seconds']][-1]
+  rate = longest['operations'] / np.median(longest['seconds'])
+  return {
+    row['num_bytes']: float(row['operations'] / rate)
+    for row in rows
+    if 'operations' in row and row['num_bytes'] >= longest['num_bytes']
+  }
+
+
+# Times in turn, and what the machine can do.
+
+
+def in_turn(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
+  """Seconds of every call, the rounds visiting them in turn, after one call of each that compiles."""
+  seconds: dict[Any, list[float]] = {name: [] for name in calls}
+  for number in range(rounds + 1):
+    for name, call in calls.items():
+      begin = time.perf_counter()
+      jax.block_until_ready(call())
+      if number:
+        seconds[name].append(time.perf_counter() - begin)
+  return seconds
+
+
+def matmul_call(size: int = 2_048, dtype: str = 'float32') -> Callable[[], Array]:
+  """One large product, 2 size^3 operations, which sums in float32."""
+  a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+  return lambda: product(a)
+
+
+PUBLISHED_BF16 = {'A100': 312e12, 'H100': 989e12, 'H200': 989e12, 'L4': 121e12, 'L40S': 362e12, 'V100': 125e12}
+"""Dense matrix operations a second in the data sheets, 16-bit with 32-bit sums; of the SXM variants."""
+
+
+def published_bf16(device_kind: str) -> float | None:
+  """The data sheet's rate for a device, None where it is not known."""
+  words = device_kind.replace('-', ' ').split()
+  return next((rate for name, rate in PUBLISHED_BF16.items() if name in words), None)
+
+
+def main(arguments: Sequence[str]) -> int:
+  kind, *numbers = arguments or ['']
+  if kind not in KINDS or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+    print(
+      f'Expected one of {", ".join(KINDS)}, the log2 of the input bytes, and the number of layers; '
+      f'got {list(arguments)}.',
+      file=sys.stderr,
+    )
+    return 2
+
+  keep_freed_memory()  # as `fit` does
+
+  def build() -> tuple[Call, dict[str, Any]]:
+    log2, num_layers = map(int, numbers)
+    what = problem(kind, 2**log2, num_layers=num_layers)
+    call, program = what.call()
+    facts = {'temporary_megabytes': program.memory_analysis().temp_size_in_bytes / 1e6}
+    # How many chunks the prefix read visits depends on the times in the input, so nobody can count it by tracing.
+    if kind != 'unified':
+      facts |= {'operations': what.operations(), 'forward_operations': what.forward_operations()}
+    return call, facts
+
+  serve(build)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
