@@ -4,6 +4,8 @@ Every product of a model, those of linear layers and those of attention, forward
 model with `mixed_precision` it rounds both operands to bfloat16 and sums in float32, which is what matrix units do
 fast. Parameters, their gradients, the residual stream, softmax, layer norms, losses and the optimizer stay float32, so
 no loss has to be scaled. Keys and values that wait for their product, in a chunk or in a cache, are kept in bfloat16.
+It is for accelerators: on a CPU without matrix units single products ran twice as fast, but a training step of the 201M
+language model took 1.5 times as long as in float32.
 
 The choice is a static attribute of the layers, set once from the model's config: `jax.jit` and `nnx.jit` see it as part
 of the module, where a global switch would be baked into whatever happened to be compiled under it.
