@@ -16,6 +16,7 @@ from flax import nnx
 
 from perceiver_lib import checkpoints, sharding
 from perceiver_lib.compilation import enable_compilation_cache as enable_compilation_cache
+from perceiver_lib.host_memory import keep_freed_memory
 from perceiver_lib.progress import Progress
 from perceiver_lib.train_step import Batch, LossFn, functional_loss, initial_state, make_train_step
 
@@ -136,6 +137,7 @@ def fit(
     raise ValueError('checkpoint_every and fingerprint do nothing without checkpoint_dir; give it or drop them.')
   if evaluate_every and evaluate is None:
     raise ValueError('evaluate_every does nothing without evaluate; give it or drop it.')
+  keep_freed_memory()
   log_every = log_every or max(1, num_steps // 100)
   checkpoint_every = checkpoint_every or max(1, num_steps // 10)
 

@@ -33,7 +33,9 @@ class FlowPairs:
     seed: of the scenes.
     length: number of pairs.
     size: side of the frames in pixels.
-    ramp: number of pairs over which severity rises from 0 to 1; 0 = it is 1 from the start.
+    max_severity: how hard pairs get, up to 1. At 0.5 layers shift by up to 6 pixels and a pair shows 0.7 patches, at 1
+      by up to 8 pixels and 1.3 patches.
+    ramp: number of pairs over which severity rises from 0 to its maximum; 0 = it is there from the start.
     augment: turn and mirror textures, and vary colours once severity passes one half.
   """
 
@@ -41,6 +43,7 @@ class FlowPairs:
   seed: int
   length: int
   size: int
+  max_severity: float = 1.0
   ramp: int = 0
   augment: bool = False
 
@@ -48,8 +51,9 @@ class FlowPairs:
     return self.length
 
   def severity(self, index: int | np.ndarray) -> np.float32 | np.ndarray:
-    """How hard pair `index` is, 0 to 1."""
-    return np.minimum(np.float32(1), np.asarray(index, np.float32) / max(self.ramp, 1) + float(self.ramp == 0))
+    """How hard pair `index` is, 0 to `max_severity`."""
+    share = np.minimum(np.float32(1), np.asarray(index, np.float32) / max(self.ramp, 1) + float(self.ramp == 0))
+    return np.float32(self.max_severity) * share
 
   def batches(self, batch_size: int, *, start_step: int = 0) -> Iterator[dict[str, Array]]:
     """Endless batches in order, easy pairs first, from the batch of `start_step` on; past the end pairs begin again."""
@@ -84,7 +88,13 @@ class FlowPairs:
 
 
 def load_optical_flow(
-  *, size: int = 32, seed: int = 0, train_pairs: int = 1_000_000, held_out_pairs: int = 512, ramp: int = 0
+  *,
+  size: int = 32,
+  max_severity: float = 1.0,
+  seed: int = 0,
+  train_pairs: int = 1_000_000,
+  held_out_pairs: int = 512,
+  ramp: int = 0,
 ) -> DataSet:
   """Photographs in random motion; validation and test pairs come from photographs that training never sees.
 
@@ -93,21 +103,27 @@ def load_optical_flow(
 
   Args:
     size: side of the frames in pixels, at least 8.
+    max_severity: how hard all three splits are, above 0 and up to 1: see `FlowPairs`.
     seed: of training scenes; the held-out scenes are the same for every seed, so results compare.
     train_pairs, held_out_pairs: even numbers of pairs; training pairs are made when asked for and cost nothing to have.
     ramp: pairs over which training grows from easy to hard, as `FlowPairs.severity`.
 
   Raises:
-    ValueError: for a size below 8, an odd number of pairs, or frames too large for the photographs.
+    ValueError: for a size below 8, a severity out of range, an odd number of pairs, or frames too large for the
+      photographs.
   """
   if size < 8 or train_pairs % 2 or held_out_pairs % 2:
     raise ValueError(
       f'Expected frames of at least 8 pixels and even numbers of pairs; got size {size}, {train_pairs} training '
       f'and {held_out_pairs} held-out pairs.'
     )
+  if not 0 < max_severity <= 1:
+    raise ValueError(f'Expected a max_severity above 0 and up to 1; got {max_severity}.')
   atlases = {split: _photos.shipped_atlas(split, size + 2 * MARGIN) for split in _photos.SPLITS}
   held_out = {
-    split: FlowPairs(atlas=atlases[split], seed=seed_of_split, length=held_out_pairs, size=size)
+    split: FlowPairs(
+      atlas=atlases[split], seed=seed_of_split, length=held_out_pairs, size=size, max_severity=max_severity
+    )
     for split, seed_of_split in (('validation', 2**31 - 2), ('test', 2**31 - 1))
   }
   names = [name for split in _photos.SPLITS.values() for name in split]
@@ -118,10 +134,12 @@ def load_optical_flow(
     licence=_photos.LICENCE,
     counts={'train': train_pairs, 'validation': held_out_pairs, 'test': held_out_pairs},
     checksum=sha256(_photos.photo_path(name).read_bytes() for name in names),
-    note='real photographs, random motion with exact truth; whole photographs held out: '
+    note=f'real photographs, random motion of severity {max_severity:g} with exact truth; whole photographs held out: '
     + '; '.join(f'{split}: {", ".join(_photos.SPLITS[split])}' for split in ('validation', 'test')),
   )
-  train = FlowPairs(atlas=atlases['train'], seed=seed, length=train_pairs, size=size, ramp=ramp, augment=True)
+  train = FlowPairs(
+    atlas=atlases['train'], seed=seed, length=train_pairs, size=size, max_severity=max_severity, ramp=ramp, augment=True
+  )
   return DataSet(train=train, provenance=provenance, **held_out)
 
 

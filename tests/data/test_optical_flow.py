@@ -1,5 +1,7 @@
 """Truth is exact, splits share no photograph, content depends on seed and index alone, the real pair moves left."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -170,6 +172,8 @@ def test_motion_grows_and_covers_the_real_pair(data_set):
   assert np.quantile(lengths[1.0], 0.95) > 7.49 and np.quantile(lengths[1.0], 0.05) < 0.92
   np.testing.assert_array_equal(data_set.train.severity(np.array([0, 500, 1000, 1999])), [0, 0.5, 1, 1])
   assert data_set.test.severity(0) == 1
+  easier = dataclasses.replace(data_set.train, max_severity=0.5)
+  np.testing.assert_array_equal(easier.severity(np.array([0, 500, 1999])), [0, 0.25, 0.5])
 
 
 def test_colours_vary_only_in_the_second_half_of_the_ramp(monkeypatch):
@@ -223,7 +227,13 @@ def test_stereo_pair_against_constant_flows(scale, zero, constant):
 
 
 @pytest.mark.parametrize(
-  'arguments, words', [({'size': 7}, 'size 7'), ({'train_pairs': 5}, '5 training'), ({'size': 300}, '324')]
+  'arguments, words',
+  [
+    ({'size': 7}, 'size 7'),
+    ({'train_pairs': 5}, '5 training'),
+    ({'size': 300}, '324'),
+    ({'max_severity': 1.5}, 'got 1.5'),
+  ],
 )
 def test_bad_requests_are_refused(arguments, words):
   with pytest.raises(ValueError, match=words):

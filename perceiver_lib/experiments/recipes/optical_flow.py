@@ -47,6 +47,8 @@ class FlowRecipe:
     num_bands: Fourier frequencies an axis.
     num_cross_heads: heads of the encoder's read (the paper: one).
     num_queries: pixels decoded a pair while training, drawn anew at every step; testing decodes all.
+    max_severity: of the motion, in training and when tested: see `FlowPairs`. At 0.5 one shift for a whole crop explains
+      78 % of the motion, at 1 it explains 62 %, and small models trained for minutes stay at 74 % of zero flow there.
     ramp_fraction: share of the training over which one small shift grows into the motion of the test.
     held_out_pairs: validation pairs, and as many test pairs.
   """
@@ -60,6 +62,7 @@ class FlowRecipe:
   num_bands: int = 16
   num_cross_heads: int = 4
   num_queries: int = 64
+  max_severity: float = 0.5
   ramp_fraction: float = 0.3
   held_out_pairs: int = 512
   batch_size: int = 16
@@ -71,10 +74,10 @@ RECIPES = {
     train_steps=4, ablation_steps=2, size=16, num_latents=4, num_latent_channels=16, num_layers=1, num_bands=4,
     held_out_pairs=8, batch_size=4, num_cross_heads=2,
   ),
-  'demo': FlowRecipe(train_steps=2_600, ablation_steps=100, held_out_pairs=256),
+  'demo': FlowRecipe(train_steps=3_000, ablation_steps=300, held_out_pairs=256),
   'full': FlowRecipe(
     train_steps=100_000, ablation_steps=20_000, num_latents=256, num_latent_channels=256, num_layers=12,
-    num_queries=1_024, batch_size=64, learning_rate=1e-3,
+    num_queries=1_024, batch_size=64, learning_rate=1e-3, max_severity=1.0,
   ),
 }  # fmt: skip
 
