@@ -284,7 +284,7 @@ def side_by_side(frames: Array, flow: Array, *, size: int) -> dict[str, Array]:
 
 def two_motions(pairs: FlowPairs, batch_size: int, start_step: int = 0) -> Iterator[dict[str, Array]]:
   """Frames whose left and right half come from two photographs, each shifted by up to 4 pixels in its own direction."""
-  shifts = dataclasses.replace(pairs, ramp=2**40)  # severity 0: shifts and nothing else
+  shifts = dataclasses.replace(pairs, max_severity=0.0)  # shifts and nothing else
   for step in itertools.count(start_step):
     batch = shifts.batch(2 * step * batch_size, 2 * batch_size)
     yield side_by_side(batch['frames'], batch['flow'], size=pairs.size)
