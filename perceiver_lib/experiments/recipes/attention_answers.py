@@ -20,7 +20,7 @@ from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
 from perceiver_lib.experiments.recipes import images, tour
 from perceiver_lib.experiments.recipes import unified_pronunciation as speech
-from perceiver_lib.experiments.recipes.attention_maps import sentence_tokens
+from perceiver_lib.experiments.recipes.sentences import sentence_tokens
 from perceiver_lib.modalities.pixels import pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR
