@@ -30,17 +30,17 @@ class LatentSearch:
 def search_num_latents(
   score: Callable[[int], float], *, tolerance: float, limit: int, start: int = 1, patience: int = 2
 ) -> LatentSearch:
-  """Doubles the number of latents until `patience` doublings in a row together gain less than `tolerance`.
+  """Doubles the number of latents until `patience` doublings in a row, together, gain less than `tolerance`.
 
-  A gain counts from the last number that was worth its cost, so that small gains that add up go on.
+  A gain is over the last number that was worth its cost, so that small gains add up.
 
   Args:
     score: trains a model with so many latents and returns its score on validation data, higher is better. Its noise
       from seed to seed should be below the tolerance: average over seeds, or raise the tolerance.
-    tolerance: the gain that is worth its cost, in units of the score.
+    tolerance: the gain that a doubling of the cost must bring, in units of the score.
     limit: the largest number that may be tried.
     start: the smallest number.
-    patience: how many doublings without a gain end the search; 1 trusts a single comparison.
+    patience: after how many doublings without a gain the search ends; 1 trusts a single comparison.
 
   Raises:
     ValueError: for a tolerance that is not positive, for other numbers below 1, a limit below the start, or a score
@@ -52,12 +52,15 @@ def search_num_latents(
       f'got tolerance={tolerance}, start={start}, patience={patience}, limit={limit}.'
     )
   scores: dict[int, float] = {}
-  without_gain, num_latents, worth_it = 0, start, -math.inf
+  without_gain, num_latents, reached = 0, start, -math.inf
   while num_latents <= limit and without_gain < patience:
-    scores[num_latents] = found = float(score(num_latents))
-    if not math.isfinite(found):
-      raise ValueError(f'The score with {num_latents} latents is {found}; it must be a finite number.')
-    without_gain, worth_it = (0, found) if found - worth_it >= tolerance else (without_gain + 1, worth_it)
+    scores[num_latents] = float(score(num_latents))
+    if not math.isfinite(scores[num_latents]):
+      raise ValueError(f'The score with {num_latents} latents is {scores[num_latents]}; it must be a finite number.')
+    if scores[num_latents] - reached >= tolerance:
+      without_gain, reached = 0, scores[num_latents]
+    else:
+      without_gain += 1
     num_latents *= 2
   best = max(scores.values())
   enough = min(number for number, value in scores.items() if value > best - tolerance)

@@ -78,7 +78,7 @@ def test_a_search_trains_each_number_once(monkeypatch):
 
 
 def test_training_with_several_seeds_explains_more_than_nothing():
-  recipe = scaling_latents.LatentsRecipe(train_steps=60, num_seeds=2, smallest=4, limit=4)
+  recipe = scaling_latents.LatentsRecipe(train_steps=200, num_seeds=2, smallest=4, limit=4)
   trials = scaling_latents.LatentTrials(recipe, seed=0)
   assert 5 < trials(4) < 100 and trials.scores[4][0] != trials.scores[4][1]
   explained = scaling_latents.explained_by_components([1, 4, 8])
