@@ -33,8 +33,8 @@ class TextRecipe:
     train_mask_rate: in training, where one word in three is hidden besides: a read costs more than an answer, and words
       that are spaced out have their neighbours, as most have at 15 %.
     shapes: (latents, channels) that cost about the same, and `asked_by`, ways to ask; for short comparisons.
-    long_length, long_batch_size, long_steps: of the comparison with a Transformer, its depth, the latents and depth of
-      the Perceiver IO beside it, the radius and width of both, and the validation windows that score them.
+    long_length, long_batch_size, long_steps: of the comparison with a Transformer, its depth, the latents, their
+      channels and the depth of the Perceiver IO beside it, the radius of both, and the windows that score them.
     num_test_windows: of the held-out text that is scored.
   """
 
@@ -60,13 +60,14 @@ class TextRecipe:
   mask_rate: float = 0.15
   train_mask_rate: float = 0.07
   learning_rate: float = 4e-3
-  long_length: int = 1024
-  long_batch_size: int = 2
+  long_length: int = 2_048
+  long_batch_size: int = 1
   long_transformer_layers: int = 2
   long_latents: int = 256
-  long_layers: int = 7
+  long_latent_channels: int = 256
+  long_layers: int = 8
   long_radius: int = 8
-  num_long_windows: int = 32
+  num_long_windows: int = 16
   num_test_windows: int = 512
 
 
@@ -74,7 +75,7 @@ RECIPES = {
   'smoke': TextRecipe(
     train_steps=4, comparison_steps=2, question_steps=2, long_steps=2, shapes=((4, 16),), asked_by=('place',),
     length=64, num_id_channels=4, num_channels=16, query_radius=6, num_query_channels=16, num_buckets=64,
-    num_latents=4, num_latent_channels=16, num_layers=1, long_length=128, long_batch_size=1, long_latents=8,
+    num_latents=4, num_latent_channels=16, num_layers=1, long_length=128, long_latents=8, long_latent_channels=16,
     long_layers=1, long_transformer_layers=1, long_radius=1, num_long_windows=2, num_test_windows=64,
   ),
   'demo': TextRecipe(
@@ -85,7 +86,7 @@ RECIPES = {
     train_steps=60_000, comparison_steps=10_000, question_steps=3_000, long_steps=10_000,
     shapes=((64, 576), (128, 384), (256, 256)), length=512, batch_size=128, question_batch_size=128, num_channels=256,
     num_query_channels=512, num_buckets=65_536, num_latents=128, num_latent_channels=384, num_layers=8, num_heads=8,
-    learning_rate=1e-3, long_length=2_048, long_batch_size=64, num_long_windows=64, num_test_windows=2_000,
+    learning_rate=1e-3, long_batch_size=64, long_latent_channels=384, num_long_windows=64, num_test_windows=2_000,
   ),
 }  # fmt: skip
 
@@ -149,6 +150,7 @@ def long_models(recipe: TextRecipe) -> dict[str, PerceiverIOConfig | Transformer
   Both get the same inputs, and the Perceiver IO is asked with the features of an input, so neither knows more. As in
   the paper (Tab. 1: 6 layers over 2,048 bytes or 26 over 256 latents), what is saved on attention buys depth.
   """
+  recipe = dataclasses.replace(recipe, num_latent_channels=recipe.long_latent_channels)
   adapter, layer = input_adapter(recipe, radius=recipe.long_radius), LayerConfig(num_heads=recipe.num_heads)
   return {
     'Transformer': TransformerConfig(
