@@ -194,11 +194,10 @@ def test_answers_keep_to_their_columns_and_unasked_questions_have_no_gradient():
   batch = text_questions.passage_batch(raw, ('play', 'verse'))
   np.testing.assert_array_equal(batch['answers'], [[3, 0, 0], [33, text_questions.NUM_PLACES, 1]])
   np.testing.assert_array_equal(batch['scored'], [[True, False, False], [True, False, True]])
-  config, trained = text_questions.question_perceiver(recipe), model()
+  config = text_questions.question_perceiver(recipe)
   # Linear, as in `model`: behind zeros no query has a gradient.
   config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, output='linear'))
-  asker = text_questions.with_encoder_of(trained, PerceiverIO(config, rngs=nnx.Rngs(1)))
-  np.testing.assert_array_equal(asker.latents[...], trained.latents[...])
+  asker = PerceiverIO(config, rngs=nnx.Rngs(1))
   questions = text_questions.Questions(masked_text.ReadText.of(recipe))
   gradient = jax.jit(nnx.grad(lambda m: questions.loss(m, batch, None)[0]))(asker)['decoder']['queries']['table'][...]
   assert float(jnp.abs(gradient[1]).max()) == 0 < float(jnp.abs(gradient[0]).max())

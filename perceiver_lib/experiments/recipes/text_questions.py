@@ -46,13 +46,6 @@ def question_perceiver(recipe: TextRecipe, **changes: Any) -> PerceiverIOConfig:
   return text_perceiver(recipe, decoder=decoder, **changes)
 
 
-def with_encoder_of(trained: PerceiverIO, model: PerceiverIO) -> PerceiverIO:
-  """`model` with the weights of `trained` in everything but the decoder."""
-  kept = nnx.filterlib.Not(nnx.PathContains('decoder'))
-  nnx.update(model, nnx.state(trained, nnx.All(nnx.Param, kept)))
-  return model
-
-
 def passage_batch(batch: Mapping[str, np.ndarray], asked: Sequence[str]) -> dict[str, np.ndarray]:
   """Ids, the true answers [b, questions], and which of them are scored."""
   length = batch['bytes'].shape[1]
