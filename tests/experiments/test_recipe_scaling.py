@@ -97,17 +97,24 @@ def test_ratios_to_peers_and_what_has_none(tmp_path):
     'peak_gigabytes': 5.0,
     'ratio': {'median': 0.5, 'smallest': 0.4, 'largest': 0.6},
   }
+  others = {'lucidrains': theirs, 'Hugging Face': {'status': 'not installed'}, 'ours in parts': theirs}
   results = {
-    'long': result_of(perceiver_lib=ours, peer=theirs, absent={'status': 'not installed'}),
+    'long': result_of(perceiver_lib=ours, **others),
+    'matmul-account-train': result_of(perceiver_lib=ours, lucidrains=theirs),
     'matmul': result_of(jax=ours, torch=theirs),
   }
   path = tmp_path / 'bench.json'
   path.write_text(json.dumps(results))
   read = scaling_peers.committed_results(path)
   assert scaling_peers.ratios(read) == {
-    'long, peer: time': ('time', [0.5, 0.4, 0.6]),
-    'long, peer: memory': ('peak memory of the process', [0.1]),
+    'long, lucidrains: time': ('time', [0.5, 0.4, 0.6]),
+    'long, lucidrains: memory': ('peak memory of the process', [0.1]),
   }
   text = scaling_peers.markdown(read)
-  assert '| long | absent | not installed |' in text and 'matmul' not in text and '2026-01-02 03:04' in text
+  assert (
+    '| long | Hugging Face | not installed |' in text
+    and 'parts' not in text
+    and 'matmul' not in text
+    and '2026-01-02 03:04' in text
+  )
   assert scaling_peers.committed_results(tmp_path / 'nowhere.json') == {}
