@@ -37,7 +37,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perceiver_lib.data._photos import AnyArray, PhotoAtlas
 
 MAX_SHIFT = 8.0
-"""Pixels. The real pair at 1/8 scale moves by 0.9 to 7.5 pixels; training must cover that."""
+"""Pixels. The real pair at 1/8 scale moves by 0.9 to 7.5 pixels; at full severity training covers that."""
 NUM_PATCHES = 2
 MARGIN = 12
 """Pixels around a crop: MAX_SHIFT and some affine and wavy motion, so that textures seldom run off their photograph."""

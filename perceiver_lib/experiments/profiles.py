@@ -17,7 +17,7 @@ from typing import TypeVar
 from perceiver_lib.experiments.errors import RequestError
 
 PROFILES: Mapping[str, str] = {
-  'smoke': 'the machinery only, under 30 seconds a notebook; its numbers mean nothing',
+  'smoke': 'the machinery only, about a minute a notebook; its numbers mean nothing',
   'demo': 'the default: really learns, within 5 minutes a notebook on two CPU cores',
   'full': 'one accelerator, minutes to an hour a notebook',
   'paper': 'the published size, on whatever mesh you have',
