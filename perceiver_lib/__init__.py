@@ -4,7 +4,7 @@ The names below load on first use, so that importing the package costs nothing:
 
     from perceiver_lib import Perceiver, PerceiverConfig, Tokens, fit
 
-Everything else is one module deeper: `perceiver_lib.attention`, `.blocks`, `.positions`, `.models`, `.modalities`,
+Everything else is one module deeper: `perceiver_lib.attention.attend`, `.blocks`, `.positions`, `.models`, `.modalities`,
 `.data`, `.plots`, `.experiments`.
 """
 
@@ -17,8 +17,8 @@ _PUBLIC = {
   'Tokens': 'tokens',
   'may_attend': 'tokens',
   'SOURCE_TIME': 'tokens',
-  'attend': 'attention',
-  'capture_attention': 'capture',
+  'attend': 'attention.attend',
+  'capture_attention': 'attention.capture',
   'Perceiver': 'models.perceiver',
   'PerceiverConfig': 'models.perceiver',
   'PerceiverAR': 'models.perceiver_ar',

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.attention import Attention, KeyValueReader, read
-from perceiver_lib.capture import named, recording
-from perceiver_lib.linear import LayerNorm, Linear, added
+from perceiver_lib.attention.attend import Attention, KeyValueReader, read
+from perceiver_lib.attention.capture import named, recording
+from perceiver_lib.attention.linear import LayerNorm, Linear, added
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 

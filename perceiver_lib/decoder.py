@@ -14,11 +14,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig
+from perceiver_lib.attention.capture import named, recorder, recording_into
+from perceiver_lib.attention.linear import Linear
+from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import Adapter, CrossAttention, LayerConfig
-from perceiver_lib.capture import named, recorder, recording_into
-from perceiver_lib.linear import Linear
 from perceiver_lib.queries import InputQueries, LearnedQueryTable, QueryConfig
-from perceiver_lib.streaming import cleaned
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 

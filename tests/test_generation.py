@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, LearnedPositions
+from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.beam_search import beam_search
-from perceiver_lib.caching import LatentWindow
 from perceiver_lib.generation import GREEDY, Sampler, generate, stream
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.tokens import Tokens

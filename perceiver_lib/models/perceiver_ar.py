@@ -15,17 +15,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, FactoredPositions
-from perceiver_lib.attention import KeyValueReader, read
+from perceiver_lib.attention.attend import KeyValueReader, read
+from perceiver_lib.attention.caching import LatentWindow, TokenCache
+from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.linear import Linear
+from perceiver_lib.attention.products import round_operands
+from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
-from perceiver_lib.caching import LatentWindow, TokenCache
-from perceiver_lib.capture import named
 from perceiver_lib.decoder import output_head, scores
-from perceiver_lib.linear import Linear
 from perceiver_lib.models import perceiver_ar_cached
 from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, rank_from_end, validity
 from perceiver_lib.positions import Rotary, SinusoidalPositions
-from perceiver_lib.precision import round_operands
-from perceiver_lib.streaming import cleaned
 from perceiver_lib.tokens import Tokens
 
 BYTES_AND_RESERVED = 259

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.attention import Attention, KeyValueReader, attend, choose_chunk_size
-from perceiver_lib.caching import LatentWindow, TokenCache, attend_cache, with_room
-from perceiver_lib.capture import named
-from perceiver_lib.linear import LayerNorm
+from perceiver_lib.attention.attend import Attention, KeyValueReader, attend, choose_chunk_size
+from perceiver_lib.attention.caching import LatentWindow, TokenCache, attend_cache, with_room
+from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.linear import LayerNorm
+from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
-from perceiver_lib.streaming import cleaned
 from perceiver_lib.tokens import Tokens
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from perceiver_lib.streaming import cleaned
+from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
 

@@ -11,12 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, LearnedPositions
-from perceiver_lib.attention import KeyValueReader, attend
+from perceiver_lib.attention.attend import KeyValueReader, attend
+from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.products import round_operands
 from perceiver_lib.blocks import LatentBlock, LayerConfig, SelfAttention, layer_norm
-from perceiver_lib.capture import named
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.positions import Rotary
-from perceiver_lib.precision import round_operands
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 

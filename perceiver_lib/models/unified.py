@@ -18,15 +18,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.adapters import AdapterConfig, table_initializer
-from perceiver_lib.attention import KeyValueReader, joined_times, read
-from perceiver_lib.block_causal import CausalLatentBlock, LatentAttention
+from perceiver_lib.attention.attend import KeyValueReader, joined_times, read
+from perceiver_lib.attention.block_causal import CausalLatentBlock, LatentAttention
+from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.linear import Linear
+from perceiver_lib.attention.products import round_operands
+from perceiver_lib.attention.timesteps import prefix_read
 from perceiver_lib.blocks import CrossAttention, LayerConfig, layer_norm, pairs
-from perceiver_lib.capture import named
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
-from perceiver_lib.linear import Linear
 from perceiver_lib.models.perceiver_ar_latents import latest, validity
-from perceiver_lib.precision import round_operands
-from perceiver_lib.prefix_read import prefix_read
 from perceiver_lib.tokens import Tokens
 
 Inputs = Tokens | Mapping[str, Tokens]

@@ -18,14 +18,14 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from perceiver_lib.attention import KeyValueReader, attend
-from perceiver_lib.block_causal import self_attend
+from perceiver_lib.attention.attend import KeyValueReader, attend
+from perceiver_lib.attention.block_causal import self_attend
+from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.streamed import PartialSoftmax, cleaned, scaled_logits
+from perceiver_lib.attention.timesteps import known, nothing, summed, timestep_major, timestep_partials
 from perceiver_lib.blocks import SelfAttention
-from perceiver_lib.capture import named
 from perceiver_lib.decoder import IdentityDecoderConfig
 from perceiver_lib.models.unified import Inputs, LearnedLatents, UnifiedPerceiver
-from perceiver_lib.prefix_read import known, nothing, summed, timestep_major, timestep_partials
-from perceiver_lib.streaming import PartialSoftmax, cleaned, scaled_logits
 from perceiver_lib.tokens import Tokens, pytree_dataclass
 
 KeysAndValues = tuple[Float[Array, 'r n k'], Float[Array, 'r n v']]

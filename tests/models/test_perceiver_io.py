@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig, LearnedPositions, num_parameters
+from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.capture import capture_attention
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.modalities.image import ConvolutionConfig

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib import block_causal
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
+from perceiver_lib.attention import block_causal
+from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.capture import capture_attention
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
 from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig

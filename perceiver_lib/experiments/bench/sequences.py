@@ -50,7 +50,7 @@ def _generate() -> Call:
   import numpy as np
   from flax import nnx
 
-  from perceiver_lib.caching import LatentWindow
+  from perceiver_lib.attention.caching import LatentWindow
   from perceiver_lib.generation import generate
 
   model = nnx.merge(*_model())

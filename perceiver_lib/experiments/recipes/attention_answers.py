@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.capture import capture_attention
+from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.data import pronunciation
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of

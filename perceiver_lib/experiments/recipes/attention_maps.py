@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.capture import AttentionMap, capture_attention
+from perceiver_lib.attention.capture import AttentionMap, capture_attention
+from perceiver_lib.attention.rollout import attention_rollout
 from perceiver_lib.data import pronunciation
 from perceiver_lib.data.optical_flow import FlowPairs
 from perceiver_lib.experiments.recipes import (
@@ -34,7 +35,6 @@ from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.optimizers import muon_and_adam
-from perceiver_lib.rollout import attention_rollout
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import FitResult, fit
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.capture import capture_attention
+from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.experiments.recipes.perceiver_ar_music import MusicRecipe, Pieces, music_config
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 
 from perceiver_lib import checkpoints, metrics
 from perceiver_lib.adapters import FactoredPositions
-from perceiver_lib.caching import LatentWindow
+from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.data.loading import Transform, training_batches
 from perceiver_lib.generation import generate

@@ -14,10 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig
-from perceiver_lib.attention import KeyValueReader
+from perceiver_lib.attention.attend import KeyValueReader
+from perceiver_lib.attention.caching import TokenCache, attend_cache, with_room
+from perceiver_lib.attention.linear import Linear
 from perceiver_lib.blocks import LatentBlock, LayerConfig, layer_norm
-from perceiver_lib.caching import TokenCache, attend_cache, with_room
-from perceiver_lib.linear import Linear
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 

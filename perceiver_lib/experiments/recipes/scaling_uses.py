@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.caching import LatentWindow
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.recipes import tour
 from perceiver_lib.experiments.recipes.scaling import NUM_IDS, in_turn

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
-from perceiver_lib.caching import LatentWindow
+from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.experiments.recipes.perceiver_ar_text import TextRecipe, bits_of
 from perceiver_lib.generation import Sampler, generate
 from perceiver_lib.losses import cross_entropy

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
-from perceiver_lib.attention import read
+from perceiver_lib.attention.attend import read
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.compilation import enable_compilation_cache
 from perceiver_lib.decoder import DecoderConfig

@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
-from perceiver_lib.attention import KeyValueReader, attend
-from perceiver_lib.block_causal import CausalLatentBlock
+from perceiver_lib.attention.attend import KeyValueReader, attend
+from perceiver_lib.attention.block_causal import CausalLatentBlock
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.compilation import enable_compilation_cache
 from perceiver_lib.decoder import DecoderConfig

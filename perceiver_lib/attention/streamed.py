@@ -19,7 +19,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.precision import product
+from perceiver_lib.attention.products import product
 from perceiver_lib.tokens import Tokens, may_attend, pytree_dataclass, zero_invalid
 
 MASKED_LOGIT = -1e30

@@ -18,10 +18,10 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention import KeyValueReader, choose_chunk_size, joined_validity, key_stream
-from perceiver_lib.capture import recorder
-from perceiver_lib.grouped_read import first_segment_time, grouped_read, plan_chunks
-from perceiver_lib.streaming import (
+from perceiver_lib.attention.attend import KeyValueReader, choose_chunk_size, joined_validity, key_stream
+from perceiver_lib.attention.capture import recorder
+from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
+from perceiver_lib.attention.streamed import (
   MASKED_LOGIT,
   PartialSoftmax,
   cleaned,

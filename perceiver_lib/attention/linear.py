@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.precision import Operands, product
+from perceiver_lib.attention.products import Operands, product
 
 
 def rows(channels: Float[Array, '*b c']) -> Float[Array, 'm c']:

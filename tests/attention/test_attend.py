@@ -12,8 +12,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_lib.attention import DENSE_LOGITS, Attention, KeyValueReader, attend, choose_chunk_size, read
-from perceiver_lib.streaming import Dropout
+from perceiver_lib.attention.attend import DENSE_LOGITS, Attention, KeyValueReader, attend, choose_chunk_size, read
+from perceiver_lib.attention.streamed import Dropout
 from perceiver_lib.tokens import Tokens, may_attend
 from tests.reference import make_golden
 from tests.support import GOLDEN, STREAMED, as_users_call, assert_close, compiled, set_parameters

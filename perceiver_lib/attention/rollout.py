@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import reduce
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.capture import AttentionMap
+from perceiver_lib.attention.capture import AttentionMap
 
 
 def attention_rollout(

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.capture import recorder
-from perceiver_lib.precision import product
-from perceiver_lib.streaming import MASKED_LOGIT
+from perceiver_lib.attention.capture import recorder
+from perceiver_lib.attention.products import product
+from perceiver_lib.attention.streamed import MASKED_LOGIT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

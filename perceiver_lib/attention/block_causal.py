@@ -18,10 +18,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention import KeyValueReader, choose_chunk_size
-from perceiver_lib.blocks import LayerConfig, SelfAttention
-from perceiver_lib.capture import named, recorder, recording
-from perceiver_lib.streaming import (
+from perceiver_lib.attention.attend import KeyValueReader, choose_chunk_size
+from perceiver_lib.attention.capture import named, recorder, recording
+from perceiver_lib.attention.streamed import (
   PartialSoftmax,
   allowed_pairs,
   chunk_gradients,
@@ -29,6 +28,7 @@ from perceiver_lib.streaming import (
   mask_weights,
   scaled_logits,
 )
+from perceiver_lib.blocks import LayerConfig, SelfAttention
 from perceiver_lib.tokens import Tokens
 
 BLOCK_ROWS = 256

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib import block_causal
-from perceiver_lib.attention import KeyValueReader, attend
-from perceiver_lib.block_causal import CausalLatentBlock, block_causal_attend
+from perceiver_lib.attention import block_causal
+from perceiver_lib.attention.attend import KeyValueReader, attend
+from perceiver_lib.attention.block_causal import CausalLatentBlock, block_causal_attend
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens

@@ -11,10 +11,11 @@ import optax
 import pytest
 from flax import nnx
 
-from perceiver_lib import block_causal
 from perceiver_lib.adapters import FeatureAdapterConfig
+from perceiver_lib.attention import block_causal
+from perceiver_lib.attention.caching import LatentWindow
+from perceiver_lib.attention.products import product
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.caching import LatentWindow
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.generation import generate
 from perceiver_lib.losses import cross_entropy
@@ -23,7 +24,6 @@ from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
-from perceiver_lib.precision import product
 from perceiver_lib.queries import GivenQueries
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import fit

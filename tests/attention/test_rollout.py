@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.capture import AttentionMap, capture_attention
+from perceiver_lib.attention.capture import AttentionMap, capture_attention
+from perceiver_lib.attention.rollout import attention_rollout
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.rollout import attention_rollout
 from perceiver_lib.tokens import Tokens
 from tests.support import assert_close
 

@@ -12,11 +12,10 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.capture import recorder
-from perceiver_lib.linear import LayerNorm, Linear
-from perceiver_lib.positions import Rotary
-from perceiver_lib.precision import Operands
-from perceiver_lib.streaming import (
+from perceiver_lib.attention.capture import recorder
+from perceiver_lib.attention.linear import LayerNorm, Linear
+from perceiver_lib.attention.products import Operands
+from perceiver_lib.attention.streamed import (
   Dropout,
   KeyStream,
   PartialSoftmax,
@@ -28,6 +27,7 @@ from perceiver_lib.streaming import (
   streamed_attend,
   streamed_logits,
 )
+from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 
 DENSE_LOGITS = {'cpu': 2**20, 'gpu': 2**26, 'tpu': 2**26}

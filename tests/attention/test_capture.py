@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib import block_causal
 from perceiver_lib.adapters import FeatureAdapterConfig
+from perceiver_lib.attention import block_causal
+from perceiver_lib.attention.caching import LatentWindow
+from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.caching import LatentWindow
-from perceiver_lib.capture import capture_attention
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig

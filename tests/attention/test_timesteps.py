@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
-from perceiver_lib.attention import KeyValueReader, read
+from perceiver_lib.attention.attend import KeyValueReader, read
+from perceiver_lib.attention.capture import capture_attention
+from perceiver_lib.attention.timesteps import may_read, prefix_read
 from perceiver_lib.blocks import CrossAttention, LayerConfig
-from perceiver_lib.capture import capture_attention
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.prefix_read import may_read, prefix_read
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 from tests.support import STREAMED, assert_close
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from perceiver_lib.streaming import (
+from perceiver_lib.attention.streamed import (
   KeyStream,
   PartialSoftmax,
   chunk_gradients,
