@@ -27,7 +27,7 @@ _PUBLIC = {
   'PerceiverIOConfig': 'models.perceiver_io',
   'UnifiedPerceiver': 'models.unified',
   'UnifiedPerceiverConfig': 'models.unified',
-  'fit': 'training',
+  'fit': 'training.fit',
   'start_run': 'experiments',
 }
 

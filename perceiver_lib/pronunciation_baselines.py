@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int64
 
 from perceiver_lib.data import pronunciation as words
-from perceiver_lib.sequence_metrics import ErrorRates, error_rates
+from perceiver_lib.scores.sequences import ErrorRates, error_rates
 
 NEIGHBOURS = 4
 _NUM_LETTERS, _NUM_PHONEMES = len(words.LETTERS), len(words.PHONEMES)

@@ -172,5 +172,5 @@ class RandomCrops:
     return batch if len(self.corpora) == 1 else batch | {'corpus': chosen.astype(np.int32)}
 
   def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """The stream from a step on, as `perceiver_lib.training.fit` asks for it."""
+    """The stream from a step on, as `perceiver_lib.training.fit.fit` asks for it."""
     return map(self.batch, itertools.count(start_step))

@@ -12,7 +12,7 @@ from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json, read_records, write_text
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.text import describe_number, describe_paper
-from perceiver_lib.progress import format_duration
+from perceiver_lib.training.progress import format_duration
 
 THUMBNAIL_WIDTH = 880
 _TEMPLATE = 'report.html.j2'

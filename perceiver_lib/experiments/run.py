@@ -32,7 +32,7 @@ from perceiver_lib.experiments.files import append_record, project_root, read_js
 from perceiver_lib.experiments.notebooks import notebook_hash
 from perceiver_lib.experiments.profiles import check_profile
 from perceiver_lib.experiments.text import describe_metric
-from perceiver_lib.training import enable_compilation_cache
+from perceiver_lib.training.fit import enable_compilation_cache
 
 METRIC_MIME_TYPE = 'application/vnd.perceiver.metric+json'
 OWN_FILES = ('manifest.json', 'metrics.jsonl', 'figures')

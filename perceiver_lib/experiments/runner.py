@@ -34,7 +34,7 @@ from perceiver_lib.experiments.notebooks import Notebook, discover, select
 from perceiver_lib.experiments.processes import run_limited
 from perceiver_lib.experiments.profiles import TIME_LIMIT_SECONDS, check_profile
 from perceiver_lib.experiments.run import OWN_FILES
-from perceiver_lib.progress import format_duration
+from perceiver_lib.training.progress import format_duration
 
 SMALLEST_FREE_BYTES = 100 * 2**20
 _RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html', 'full.html')

@@ -159,7 +159,7 @@ def tokens(grid: Score, order: Order = 'interleaved') -> Score:
 
   Returns:
     'ids'; 'valid', False = padding; 'position' int32 `[b, 4 t, 3]`: (step, voice, step in bar); 'scored', which ids
-    count as targets (`label_mask` of `perceiver_lib.sequences.next_tokens`).
+    count as targets (`label_mask` of `perceiver_lib.training.sequences.next_tokens`).
 
   Raises:
     ValueError: for another order.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
-from perceiver_lib.flow_metrics import end_point_error
 from perceiver_lib.modalities.optical_flow import warp
+from perceiver_lib.scores.flow import end_point_error
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

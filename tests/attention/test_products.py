@@ -18,7 +18,6 @@ from perceiver_lib.attention.products import product
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.generation import generate
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
@@ -26,7 +25,8 @@ from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.queries import GivenQueries
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import fit
+from perceiver_lib.training.fit import fit
+from perceiver_lib.training.losses import cross_entropy
 from tests.support import BFLOAT16, ROUNDING, assert_close, assert_close_in_norm
 
 RANDOM = np.random.default_rng(0)

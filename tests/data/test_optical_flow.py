@@ -8,8 +8,8 @@ import pytest
 
 from perceiver_lib.data import _flow_scenes, _photos
 from perceiver_lib.data.optical_flow import FlowPairs, load_optical_flow, load_stereo_pair, render_scenes
-from perceiver_lib.flow_metrics import best_constant, flow_metrics
 from perceiver_lib.modalities.optical_flow import warp
+from perceiver_lib.scores.flow import best_constant, flow_metrics
 
 SIZE = 37
 

@@ -17,8 +17,8 @@ from perceiver_lib.experiments.recipes import text_probes as probes
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, validity
-from perceiver_lib.optimizers import layer_kernels
 from perceiver_lib.tokens import Tokens
+from perceiver_lib.training.optimizers import layer_kernels
 from tests.support import assert_close
 
 SMOKE = recipe_of.RECIPES['smoke']

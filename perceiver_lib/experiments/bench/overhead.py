@@ -32,9 +32,9 @@ def _model() -> Any:
 
 
 def _loss(model: Any, batch: Any, rngs: Any) -> tuple[Any, dict[str, Any]]:
-  from perceiver_lib.losses import cross_entropy
-  from perceiver_lib.metrics import accuracy
   from perceiver_lib.modalities.pixels import pixel_tokens
+  from perceiver_lib.training.losses import cross_entropy
+  from perceiver_lib.training.metrics import accuracy
 
   logits = model(pixel_tokens(batch['image']), rngs=rngs)
   return cross_entropy(logits, batch['label']), {'accuracy': accuracy(logits, batch['label'])}
@@ -61,7 +61,7 @@ def _optimizer() -> Any:
 
 def _fit() -> Call:
   """`fit` runs in a thread and gets its batches in portions of `NUM_STEPS`; asking for more, it has done the last."""
-  from perceiver_lib.training import fit
+  from perceiver_lib.training.fit import fit
 
   portions: queue.SimpleQueue = queue.SimpleQueue()
   # The first batch of all is only looked at, by an iterator of its own.
@@ -89,8 +89,8 @@ def _program() -> Call:
   import jax
   from flax import nnx
 
-  from perceiver_lib.host_memory import keep_freed_memory
-  from perceiver_lib.train_step import functional_loss, initial_state, make_train_step
+  from perceiver_lib.training.host import keep_freed_memory
+  from perceiver_lib.training.step import functional_loss, initial_state, make_train_step
 
   keep_freed_memory()  # as `fit` does
   graphdef, params, rest = nnx.split(_model(), nnx.Param, ...)

@@ -39,7 +39,7 @@ def language_model(mixed_precision: bool = False) -> tuple[Any, Any, Any]:
 
 
 def language_loss(model: Any, tokens: Any) -> Any:
-  from perceiver_lib.losses import cross_entropy
+  from perceiver_lib.training.losses import cross_entropy
 
   return cross_entropy(model(tokens), tokens.values)
 
@@ -70,10 +70,10 @@ def _image(train: bool) -> Call:
   import numpy as np
   from flax import nnx
 
-  from perceiver_lib.losses import cross_entropy
   from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
   from perceiver_lib.positions import grid
   from perceiver_lib.tokens import Tokens
+  from perceiver_lib.training.losses import cross_entropy
 
   weights = random_weights(lambda: PerceiverIO(PerceiverIOConfig.paper_imagenet('fourier'), rngs=nnx.Rngs(0)))
   shape = (IMAGE_SIZE, IMAGE_SIZE)

@@ -38,8 +38,8 @@ def _train(context: int = CONTEXT, num_channels: int = NUM_CHANNELS, num_latents
   import jax.numpy as jnp
   import numpy as np
 
-  from perceiver_lib.losses import cross_entropy
   from perceiver_lib.tokens import Tokens
+  from perceiver_lib.training.losses import cross_entropy
 
   ids = jnp.asarray(np.random.default_rng(0).integers(0, VOCABULARY, (1, context)), jnp.int32)
   loss = lambda model, ids: cross_entropy(model(Tokens(values=ids)).values, ids[:, -num_latents:])  # noqa: E731

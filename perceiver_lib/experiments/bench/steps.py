@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from perceiver_lib.experiments.bench.harness import Call
-from perceiver_lib.host_memory import keep_freed_memory
+from perceiver_lib.training.host import keep_freed_memory
 
 LEARNING_RATE = 1e-4
 

@@ -34,9 +34,9 @@ from perceiver_lib.modalities.pixels import pixel_adapter
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_io import PerceiverIO
-from perceiver_lib.optimizers import muon_and_adam
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.optimizers import muon_and_adam
 
 Arrays = Mapping[str, Any]
 

@@ -29,13 +29,13 @@ from perceiver_lib.data.images import load_images
 from perceiver_lib.data.loading import ArraySource, stack, training_batches
 from perceiver_lib.experiments.environment import environment_stamp
 from perceiver_lib.experiments.files import project_root, read_json, write_json
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.image_baselines import SmallCNN, SmallViT
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
-from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.positions import FourierFeatures, grid
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.optimizers import adamw_warmup_cosine
 
 Arrays = Mapping[str, np.ndarray]
 

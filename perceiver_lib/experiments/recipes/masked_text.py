@@ -20,17 +20,17 @@ from jaxtyping import Array, Float
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
 from perceiver_lib.experiments.recipes.text_models import TextRecipe
 from perceiver_lib.flops import count_flops
-from perceiver_lib.losses import cross_entropy
-from perceiver_lib.metrics import bits_per_byte, correct, evaluate_dataset
 from perceiver_lib.modalities.text import MASK, ByteTokenizer, mask_words, word_numbers
 from perceiver_lib.modalities.text_context import holes, neighbourhoods, tokens_at
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.models.transformer import Transformer
-from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.queries import InputQueries, LearnedQueries
 from perceiver_lib.text_baselines import Score, masked_baselines
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.metrics import bits_per_byte, correct, evaluate_dataset
+from perceiver_lib.training.optimizers import adamw_warmup_cosine
 
 Batch = Mapping[str, Any]
 AnyArray = Array | np.ndarray

@@ -19,16 +19,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib import checkpoints
 from perceiver_lib.adapters import INITIAL_SCALE, EmbeddingAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
-from perceiver_lib.optimizers import muon_and_adam
 from perceiver_lib.positions import SinusoidalPositions
-from perceiver_lib.sequences import NextTokens, next_token_loss, next_tokens
-from perceiver_lib.training import FitResult, LossFn, fit
+from perceiver_lib.training import checkpoints
+from perceiver_lib.training.fit import FitResult, LossFn, fit
+from perceiver_lib.training.optimizers import muon_and_adam
+from perceiver_lib.training.sequences import NextTokens, next_token_loss, next_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,20 +16,27 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
-from perceiver_lib import checkpoints, metrics
 from perceiver_lib.adapters import FactoredPositions
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.data.loading import Transform, training_batches
 from perceiver_lib.generation import generate
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.music_baselines import MusicScore
-from perceiver_lib.optimizers import muon_and_adam
-from perceiver_lib.sequences import FullLatents, NextTokens, latent_targets, next_token_loss, next_tokens, random_crop
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import FitResult, LossFn, fit
+from perceiver_lib.training import checkpoints, metrics
+from perceiver_lib.training.fit import FitResult, LossFn, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.optimizers import muon_and_adam
+from perceiver_lib.training.sequences import (
+  FullLatents,
+  NextTokens,
+  latent_targets,
+  next_token_loss,
+  next_tokens,
+  random_crop,
+)
 
 Positions = Literal['score', 'index']
 Pieces = dict[str, np.ndarray]

@@ -22,13 +22,13 @@ from jaxtyping import Array, Float
 from perceiver_lib.experiments.bench.harness import Call, Worker, serve
 from perceiver_lib.experiments.recipes import tour, unified_bytes
 from perceiver_lib.flops import count_flops
-from perceiver_lib.host_memory import keep_freed_memory
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import UnifiedPerceiver
 from perceiver_lib.tokens import Tokens
+from perceiver_lib.training.host import keep_freed_memory
+from perceiver_lib.training.losses import cross_entropy
 
 NUM_LATENTS = WIDTH = 256
 NUM_LAYERS, NUM_HEADS = 6, 8

@@ -28,9 +28,9 @@ from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.recipes.images import full_range
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
-from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.positions import FourierFeatures, grid
 from perceiver_lib.queries import PositionQueries, position_queries
+from perceiver_lib.training.optimizers import adamw_warmup_cosine
 
 NUM_CHANNELS = 8
 BATCH_SIZE = 32

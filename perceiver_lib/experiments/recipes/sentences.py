@@ -14,12 +14,12 @@ from jaxtyping import Array, Int
 
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
 from perceiver_lib.experiments.recipes import masked_text
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.text import MASK, ByteTokenizer
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
-from perceiver_lib.optimizers import muon_and_adam
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.optimizers import muon_and_adam
 
 Arrays = Mapping[str, Any]
 

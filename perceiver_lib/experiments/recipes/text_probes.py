@@ -16,12 +16,12 @@ from jaxtyping import Float, Int, UInt8
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.experiments.recipes.perceiver_ar_text import TextRecipe, bits_of
 from perceiver_lib.generation import Sampler, generate
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.text import NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.plots import theme
-from perceiver_lib.sequences import at_latents, next_tokens
 from perceiver_lib.tokens import Tokens
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.sequences import at_latents, next_tokens
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

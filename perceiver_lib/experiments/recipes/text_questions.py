@@ -21,13 +21,13 @@ from perceiver_lib.data.loading import training_batches
 from perceiver_lib.experiments.recipes import masked_text
 from perceiver_lib.experiments.recipes.masked_text import ReadText
 from perceiver_lib.experiments.recipes.text_models import TextRecipe, text_decoder, text_perceiver
-from perceiver_lib.losses import cross_entropy
-from perceiver_lib.metrics import correct, evaluate_dataset
 from perceiver_lib.modalities.text import ByteTokenizer
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
-from perceiver_lib.optimizers import adamw_warmup_cosine
 from perceiver_lib.queries import LearnedQueries
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.metrics import correct, evaluate_dataset
+from perceiver_lib.training.optimizers import adamw_warmup_cosine
 
 NUM_PLACES = 8
 """The speaker's position is answered as one of so many parts of the passage, or as 'not in it'."""

@@ -25,13 +25,13 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.notebooks import discover
 from perceiver_lib.experiments.processes import answer_of
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.plots import theme
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens
+from perceiver_lib.training.losses import cross_entropy
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -22,16 +22,16 @@ from jaxtyping import Array, Float
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention.attend import read
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.compilation import enable_compilation_cache
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
 from perceiver_lib.experiments.recipes.tour import filled
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import Tokens
+from perceiver_lib.training.compilation import enable_compilation_cache
+from perceiver_lib.training.losses import cross_entropy
 
 NUM_TIMESTEPS, NUM_LATENTS, WIDTH = 16, 16, 128
 How = Literal['prefix', 'general']

@@ -21,7 +21,6 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import IdentityDecoderConfig
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.modalities.text import BOS, EOS, PAD, VOCAB_SIZE, ByteTokenizer
@@ -31,10 +30,11 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiverConfig,
 )
 from perceiver_lib.models.unified_generation import TimestepWindow, generate
-from perceiver_lib.optimizers import muon_and_adam
-from perceiver_lib.sequence_metrics import until
+from perceiver_lib.scores.sequences import until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.optimizers import muon_and_adam
 
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 Inputs = Mapping[str, Tokens]

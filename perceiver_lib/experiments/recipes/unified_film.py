@@ -24,11 +24,11 @@ from perceiver_lib.modalities.audio import PATCH_SAMPLES, audio_tokens
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.video import video_from_patches, video_patches, video_tokens
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
-from perceiver_lib.optimizers import muon_and_adam
 from perceiver_lib.plots import theme
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.optimizers import muon_and_adam
 from perceiver_lib.video_baselines import FIRST_PREDICTED, FramePSNR, frame_psnr, squared_errors
 
 if TYPE_CHECKING:

@@ -24,14 +24,14 @@ from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer, PrefixTransformerConfig
 from perceiver_lib.flops import count_flops
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.models.unified_generation import UnifiedCache, latents_so_far, start, step
-from perceiver_lib.optimizers import muon_and_adam
 from perceiver_lib.queries import PositionQueries, position_queries
-from perceiver_lib.sequence_metrics import ErrorRates, error_rates, until
+from perceiver_lib.scores.sequences import ErrorRates, error_rates, until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
-from perceiver_lib.training import FitResult, fit
+from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.optimizers import muon_and_adam
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,6 @@ from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention.attend import KeyValueReader, attend
 from perceiver_lib.attention.block_causal import CausalLatentBlock
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.compilation import enable_compilation_cache
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
@@ -29,6 +28,7 @@ from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, Unifi
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
+from perceiver_lib.training.compilation import enable_compilation_cache
 
 INPUT_TIMES = (2, 0, SOURCE_TIME, 1, 3, 1, 0, 2)
 """Of eight inputs in no order; the last but one is padding."""

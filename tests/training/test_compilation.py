@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from perceiver_lib.compilation import enable_compilation_cache
+from perceiver_lib.training.compilation import enable_compilation_cache
 
 
 def test_compiled_programs_survive_the_process(tmp_path):
   program = (
-    'import sys, jax; from perceiver_lib.compilation import enable_compilation_cache; jax.jit(lambda x: x + 1)(0);'
+    'import sys, jax; from perceiver_lib.training.compilation import enable_compilation_cache; jax.jit(lambda x: x + 1)(0);'
     'enable_compilation_cache(sys.argv[1]); jax.config.update("jax_persistent_cache_min_compile_time_secs", 0);'
     'jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()'
   )

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from perceiver_lib import progress
-from perceiver_lib.progress import Progress
+from perceiver_lib.training import progress
+from perceiver_lib.training.progress import Progress
 
 
 def test_silent_under_pytest(capfd):

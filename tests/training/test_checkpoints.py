@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib import checkpoints
-from perceiver_lib.checkpoints import CheckpointError, CheckpointStore, load_model, save_model
+from perceiver_lib.training import checkpoints
+from perceiver_lib.training.checkpoints import CheckpointError, CheckpointStore, load_model, save_model
 
 
 def make_state(seed=0):

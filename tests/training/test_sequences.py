@@ -14,7 +14,8 @@ from flax import nnx
 
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_ar_latents import last_valid
-from perceiver_lib.sequences import (
+from perceiver_lib.tokens import Tokens
+from perceiver_lib.training.sequences import (
   FullLatents,
   MinimumCrop,
   StridedWindows,
@@ -25,7 +26,6 @@ from perceiver_lib.sequences import (
   next_tokens,
   random_crop,
 )
-from perceiver_lib.tokens import Tokens
 from tests.support import assert_close
 
 VOCABULARY, BEGIN = 7, 0

@@ -15,10 +15,10 @@ import optax
 import pytest
 from flax import nnx
 
-from perceiver_lib import optimizers
-from perceiver_lib.losses import cross_entropy
-from perceiver_lib.metrics import accuracy, correct, evaluate_dataset
-from perceiver_lib.training import NonFiniteLossError, fit
+from perceiver_lib.training import optimizers
+from perceiver_lib.training.fit import NonFiniteLossError, fit
+from perceiver_lib.training.losses import cross_entropy
+from perceiver_lib.training.metrics import accuracy, correct, evaluate_dataset
 
 NUM_STEPS = 23
 

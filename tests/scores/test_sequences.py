@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_lib.sequence_metrics import edit_distances, error_rates, until
+from perceiver_lib.scores.sequences import edit_distances, error_rates, until
 
 
 def textbook(a, b):

@@ -14,11 +14,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from perceiver_lib import checkpoints, sharding
-from perceiver_lib.compilation import enable_compilation_cache as enable_compilation_cache
-from perceiver_lib.host_memory import keep_freed_memory
-from perceiver_lib.progress import Progress
-from perceiver_lib.train_step import Batch, LossFn, functional_loss, initial_state, make_train_step
+from perceiver_lib.training import checkpoints, sharding
+from perceiver_lib.training.compilation import enable_compilation_cache as enable_compilation_cache
+from perceiver_lib.training.host import keep_freed_memory
+from perceiver_lib.training.progress import Progress
+from perceiver_lib.training.step import Batch, LossFn, functional_loss, initial_state, make_train_step
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -119,7 +119,7 @@ def fit(
       return it.
     mesh: batches are split over all its axes; arrays of at least 2^14 elements are also split over an axis named
       'model', if there is one. Axes must be of type Auto.
-    progress: see `perceiver_lib.progress`.
+    progress: see `perceiver_lib.training.progress`.
 
   Raises:
     NonFiniteLossError: NaN or infinity in a loss or gradient, found at the next record at the latest.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from perceiver_lib.data.optical_flow import load_stereo_pair
-from perceiver_lib.flow_metrics import (
+from perceiver_lib.scores.flow import (
   angular_error,
   best_constant,
   end_point_error,

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from perceiver_lib.host_memory import keep_freed_memory
+from perceiver_lib.training.host import keep_freed_memory
 
 PAGE_FAULTS = """
 import resource, sys

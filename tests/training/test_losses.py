@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_lib.losses import cross_entropy
+from perceiver_lib.training.losses import cross_entropy
 
 
 def example(seed=0, shape=(3, 7), classes=11):

@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib import metrics
-from perceiver_lib.losses import cross_entropy
 from perceiver_lib.tokens import Tokens
+from perceiver_lib.training import metrics
+from perceiver_lib.training.losses import cross_entropy
 
 
 @jax.tree_util.register_dataclass

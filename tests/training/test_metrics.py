@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib import metrics
-from perceiver_lib.losses import cross_entropy
+from perceiver_lib.training import metrics
+from perceiver_lib.training.losses import cross_entropy
 
 NUM_TRACES = []
 
