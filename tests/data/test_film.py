@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from perceiver_lib.baselines.video import frame_psnr, video_baselines
 from perceiver_lib.data import film
 from perceiver_lib.data.base import Source
-from perceiver_lib.video_baselines import frame_psnr, video_baselines
 
 SPLITS = ('train', 'validation', 'test')
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from perceiver_lib.baselines.pronunciation import pronunciation_baselines
 from perceiver_lib.data import pronunciation as words
-from perceiver_lib.pronunciation_baselines import pronunciation_baselines
 
 SPLITS = ('train', 'validation', 'test')
 

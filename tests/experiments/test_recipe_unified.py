@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from perceiver_lib.baselines.video import video_baselines
 from perceiver_lib.data import film
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.film import Clips, Film
@@ -20,7 +21,6 @@ from perceiver_lib.experiments.recipes import unified_rule as rule
 from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer
 from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.models.unified import UnifiedPerceiver
-from perceiver_lib.video_baselines import video_baselines
 from tests.support import ROUNDING, assert_close
 
 RECIPE = dataclasses.replace(speech.RECIPES['smoke'], num_timesteps=7)

@@ -6,9 +6,9 @@ import mido
 import numpy as np
 import pytest
 
+from perceiver_lib.baselines.music import music_baselines
 from perceiver_lib.data import chorales, training_batches
 from perceiver_lib.modalities import music, music_files
-from perceiver_lib.music_baselines import music_baselines
 
 
 @pytest.fixture(scope='module')

@@ -23,6 +23,7 @@ from einops import reduce
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from perceiver_lib.baselines.images import SmallCNN, SmallViT
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.images import load_images
@@ -30,7 +31,6 @@ from perceiver_lib.data.loading import ArraySource, stack, training_batches
 from perceiver_lib.experiments.environment import environment_stamp
 from perceiver_lib.experiments.files import project_root, read_json, write_json
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
-from perceiver_lib.models.image_baselines import SmallCNN, SmallViT
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.positions import FourierFeatures, grid
 from perceiver_lib.training.fit import FitResult, fit

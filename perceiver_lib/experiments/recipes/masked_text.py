@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perceiver_lib.baselines.text import Score, masked_baselines
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
 from perceiver_lib.experiments.recipes.text_models import TextRecipe
 from perceiver_lib.flops import count_flops
@@ -25,7 +26,6 @@ from perceiver_lib.modalities.text_context import holes, neighbourhoods, tokens_
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.models.transformer import Transformer
 from perceiver_lib.queries import InputQueries, LearnedQueries
-from perceiver_lib.text_baselines import Score, masked_baselines
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.fit import FitResult, fit
 from perceiver_lib.training.losses import cross_entropy

@@ -18,12 +18,12 @@ from jaxtyping import Array, Int
 
 from perceiver_lib.adapters import FactoredPositions
 from perceiver_lib.attention.caching import LatentWindow
+from perceiver_lib.baselines.music import MusicScore
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.data.loading import Transform, training_batches
 from perceiver_lib.generation import generate
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.music_baselines import MusicScore
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import checkpoints, metrics
 from perceiver_lib.training.fit import FitResult, LossFn, fit

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from perceiver_lib.adapters import FeatureAdapterConfig
+from perceiver_lib.baselines.video import FIRST_PREDICTED, FramePSNR, frame_psnr, squared_errors
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.film import FRAMES_PER_SECOND, SAMPLES_PER_SECOND, Clips
 from perceiver_lib.data.loading import ArraySource, stack, training_batches
@@ -29,7 +30,6 @@ from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.fit import FitResult, fit
 from perceiver_lib.training.optimizers import muon_and_adam
-from perceiver_lib.video_baselines import FIRST_PREDICTED, FramePSNR, frame_psnr, squared_errors
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

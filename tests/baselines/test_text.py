@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 
+from perceiver_lib.baselines.text import compressor_bits, masked_baselines, ngram_bits, unigram_bits
 from perceiver_lib.data import shakespeare
 from perceiver_lib.modalities.text import ByteTokenizer, mask_words
-from perceiver_lib.text_baselines import (
-  compressor_bits,
-  masked_baselines,
-  ngram_bits,
-  unigram_bits,
-)
 
 
 def _windows(*texts: bytes) -> tuple[np.ndarray, np.ndarray]:
