@@ -24,7 +24,7 @@ from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.models import perceiver_ar_cached
-from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, rank_from_end, validity
+from perceiver_lib.models.last_inputs import gathered, last_valid, rank_from_end, validity
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 

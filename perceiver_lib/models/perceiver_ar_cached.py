@@ -1,4 +1,4 @@
-"""Perceiver AR one token at a time: the contract of `perceiver_lib.generation.CachedModel`.
+"""Perceiver AR one token at a time: the contract of `perceiver_lib.generation.stream.CachedModel`.
 
 The newest token is one new latent. It reads the cached context and the cached latents before it, and nothing that is
 cached ever changes, because everything is causal.
@@ -17,7 +17,7 @@ from perceiver_lib.attention.caching import LatentWindow, TokenCache, attend_cac
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.linear import LayerNorm
 from perceiver_lib.attention.streamed import cleaned
-from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
+from perceiver_lib.models.last_inputs import rank_from_end, validity
 from perceiver_lib.tokens import Tokens
 
 

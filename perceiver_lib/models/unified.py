@@ -26,7 +26,7 @@ from perceiver_lib.attention.products import round_operands
 from perceiver_lib.attention.timesteps import prefix_read
 from perceiver_lib.blocks import CrossAttention, LayerConfig, layer_norm, pairs
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
-from perceiver_lib.models.perceiver_ar_latents import latest, validity
+from perceiver_lib.models.last_inputs import latest, validity
 from perceiver_lib.tokens import Tokens
 
 Inputs = Tokens | Mapping[str, Tokens]

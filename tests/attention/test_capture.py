@@ -23,7 +23,7 @@ from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
-from perceiver_lib.models.unified_generation import start, step
+from perceiver_lib.models.unified_cached import start, step
 from perceiver_lib.queries import GivenQueries
 from perceiver_lib.tokens import Tokens
 from tests.reference import numpy_perceiver as reference

@@ -17,7 +17,7 @@ from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.attention.products import product
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.generation import generate
+from perceiver_lib.generation.stream import generate
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig

@@ -15,8 +15,8 @@ from perceiver_lib.experiments.recipes import mirrored_copy as copying
 from perceiver_lib.experiments.recipes import perceiver_ar_text as recipe_of
 from perceiver_lib.experiments.recipes import text_probes as probes
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
+from perceiver_lib.models.last_inputs import gathered, last_valid, validity
 from perceiver_lib.models.perceiver_ar import PerceiverAR
-from perceiver_lib.models.perceiver_ar_latents import gathered, last_valid, validity
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.optimizers import layer_kernels
 from tests.support import assert_close

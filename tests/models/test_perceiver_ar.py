@@ -19,8 +19,8 @@ from perceiver_lib.adapters import (
 )
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.experiments.recipes.tour import abstract
+from perceiver_lib.models.last_inputs import last_valid
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig, PrefixDropout
-from perceiver_lib.models.perceiver_ar_latents import last_valid
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 from tests.reference import numpy_perceiver as reference

@@ -18,8 +18,8 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
 from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
+from perceiver_lib.models.last_inputs import latest
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.models.perceiver_ar_latents import latest
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.unified import (
   InputLatents,

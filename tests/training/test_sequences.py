@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from perceiver_lib.models.last_inputs import last_valid
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.models.perceiver_ar_latents import last_valid
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.sequences import (
   FullLatents,

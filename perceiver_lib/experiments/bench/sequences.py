@@ -51,7 +51,7 @@ def _generate() -> Call:
   from flax import nnx
 
   from perceiver_lib.attention.caching import LatentWindow
-  from perceiver_lib.generation import generate
+  from perceiver_lib.generation.stream import generate
 
   model = nnx.merge(*_model())
   prompt = np.random.default_rng(0).integers(0, VOCABULARY, (1, PROMPT)).astype(np.int32)

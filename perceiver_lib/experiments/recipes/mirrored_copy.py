@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Int
 from perceiver_lib.adapters import INITIAL_SCALE, EmbeddingAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE
+from perceiver_lib.models.last_inputs import rank_from_end, validity
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.models.perceiver_ar_latents import rank_from_end, validity
 from perceiver_lib.positions import SinusoidalPositions
 from perceiver_lib.training import checkpoints
 from perceiver_lib.training.fit import FitResult, LossFn, fit

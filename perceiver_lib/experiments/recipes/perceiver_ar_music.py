@@ -21,7 +21,7 @@ from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.baselines.music import MusicScore
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.data.loading import Transform, training_batches
-from perceiver_lib.generation import generate
+from perceiver_lib.generation.stream import generate
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.tokens import Tokens

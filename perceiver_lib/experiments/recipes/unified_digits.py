@@ -29,7 +29,7 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
 )
-from perceiver_lib.models.unified_generation import TimestepWindow, generate
+from perceiver_lib.models.unified_cached import TimestepWindow, generate
 from perceiver_lib.scores.sequences import until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 from perceiver_lib.training.fit import FitResult, fit

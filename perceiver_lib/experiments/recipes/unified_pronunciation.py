@@ -17,15 +17,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, LearnedPositions
-from perceiver_lib.beam_search import beam_search
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer, PrefixTransformerConfig
 from perceiver_lib.flops import count_flops
+from perceiver_lib.generation.beam_search import beam_search
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
-from perceiver_lib.models.unified_generation import UnifiedCache, latents_so_far, start, step
+from perceiver_lib.models.unified_cached import UnifiedCache, latents_so_far, start, step
 from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.scores.sequences import ErrorRates, error_rates, until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
-from perceiver_lib.beam_search import beam_search
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
+from perceiver_lib.generation.beam_search import beam_search
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.unified import (
   InputLatents,
@@ -22,7 +22,7 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
 )
-from perceiver_lib.models.unified_generation import TimestepWindow, generate, latents_so_far, start, step
+from perceiver_lib.models.unified_cached import TimestepWindow, generate, latents_so_far, start, step
 from perceiver_lib.positions import FourierFeatures, Rotary
 from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens

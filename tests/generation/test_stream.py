@@ -14,8 +14,8 @@ from flax import nnx
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, LearnedPositions
 from perceiver_lib.attention.caching import LatentWindow
-from perceiver_lib.beam_search import beam_search
-from perceiver_lib.generation import GREEDY, Sampler, generate, stream
+from perceiver_lib.generation.beam_search import beam_search
+from perceiver_lib.generation.stream import GREEDY, Sampler, generate, stream
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.tokens import Tokens
 from tests.support import assert_close
