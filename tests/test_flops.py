@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.flops import count_flops
+from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.tokens import Tokens

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from perceiver_lib.adapters import FeatureAdapterConfig, num_parameters
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.experiments.recipes.tour import abstract
+from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.tokens import Tokens

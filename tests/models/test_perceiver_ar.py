@@ -18,7 +18,7 @@ from perceiver_lib.adapters import (
   num_parameters,
 )
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.experiments.recipes.tour import abstract
+from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.models.last_inputs import last_valid
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig, PrefixDropout
 from perceiver_lib.positions import Rotary, SinusoidalPositions

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.adapters import num_parameters
-from perceiver_lib.experiments.recipes.tour import abstract
 from perceiver_lib.flops import count_flops
+from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.tokens import Tokens
 from tests.support import as_users_call, assert_close, compiled

@@ -16,7 +16,7 @@ from perceiver_lib.attention import block_causal
 from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
-from perceiver_lib.experiments.recipes.tour import abstract
+from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.last_inputs import latest
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig

@@ -1,6 +1,6 @@
 """What a million bytes over sixteen timesteps cost the unified model, for notebook 08.
 
-`python -m perceiver_lib.experiments.recipes.unified_bytes 20 prefix` measures one training step on 2^20 bytes in a
+`python -m perceiver_lib.lessons.unified_bytes 20 prefix` measures one training step on 2^20 bytes in a
 process of its own and prints one line of JSON; only a fresh process has a peak of memory that says something.
 """
 
@@ -25,7 +25,7 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
-from perceiver_lib.experiments.recipes.tour import filled
+from perceiver_lib.lessons.tour import filled
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
@@ -106,7 +106,7 @@ def measure(num_bytes: int, how: How) -> dict[str, Any]:
 
 def measure_in_fresh_process(log2_bytes: int, how: How) -> dict[str, Any]:
   """`measure` in a process of its own."""
-  return answer_of('perceiver_lib.experiments.recipes.unified_bytes', log2_bytes, how)
+  return answer_of('perceiver_lib.lessons.unified_bytes', log2_bytes, how)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from perceiver_lib.attention.caching import LatentWindow
-from perceiver_lib.experiments.recipes.perceiver_ar_text import TextRecipe, bits_of
 from perceiver_lib.generation.stream import Sampler, generate
+from perceiver_lib.lessons.perceiver_ar_text import TextRecipe, bits_of
 from perceiver_lib.modalities.text import NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.plots import theme

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 
 from perceiver_lib.baselines.text import compressor_bits, ngram_bits, unigram_bits
 from perceiver_lib.data.text import Documents, RandomCrops
-from perceiver_lib.experiments.recipes.mirrored_copy import CopyRecipe, Rung
+from perceiver_lib.lessons.mirrored_copy import CopyRecipe, Rung
 from perceiver_lib.modalities.text import NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.training import checkpoints

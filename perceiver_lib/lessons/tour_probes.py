@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
-from perceiver_lib.experiments.recipes.tour import filled
+from perceiver_lib.lessons.tour import filled
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from perceiver_lib.data.optical_flow import load_optical_flow
-from perceiver_lib.experiments.recipes.optical_flow import (
+from perceiver_lib.lessons.optical_flow import (
   RECIPES,
   ReadFlow,
   flow_baselines,

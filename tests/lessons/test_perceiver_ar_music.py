@@ -10,9 +10,9 @@ from flax import nnx
 
 from perceiver_lib.data.chorales import ChoraleSource
 from perceiver_lib.experiments.profiles import PROFILES
-from perceiver_lib.experiments.recipes import music_probes as probes
-from perceiver_lib.experiments.recipes import perceiver_ar_music as recipe_of
 from perceiver_lib.generation.stream import Sampler
+from perceiver_lib.lessons import music_probes as probes
+from perceiver_lib.lessons import perceiver_ar_music as recipe_of
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from tests.support import STREAMED, assert_close

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.data.base import DataSet
 from perceiver_lib.data.loading import training_batches
-from perceiver_lib.experiments.recipes import masked_text
-from perceiver_lib.experiments.recipes.masked_text import ReadText
-from perceiver_lib.experiments.recipes.text_models import TextRecipe, text_decoder, text_perceiver
+from perceiver_lib.lessons import masked_text
+from perceiver_lib.lessons.masked_text import ReadText
+from perceiver_lib.lessons.text_models import TextRecipe, text_decoder, text_perceiver
 from perceiver_lib.modalities.text import ByteTokenizer
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.queries import LearnedQueries

@@ -15,11 +15,11 @@ from perceiver_lib.baselines.video import video_baselines
 from perceiver_lib.data import film
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.film import Clips, Film
-from perceiver_lib.experiments.recipes import tour_probes, unified_bytes, unified_digits, unified_film
-from perceiver_lib.experiments.recipes import unified_pronunciation as speech
-from perceiver_lib.experiments.recipes import unified_rule as rule
-from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer
-from perceiver_lib.experiments.recipes.tour import abstract
+from perceiver_lib.lessons import tour_probes, unified_bytes, unified_digits, unified_film
+from perceiver_lib.lessons import unified_pronunciation as speech
+from perceiver_lib.lessons import unified_rule as rule
+from perceiver_lib.lessons.prefix_transformer import PrefixTransformer
+from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.models.unified import UnifiedPerceiver
 from tests.support import ROUNDING, assert_close
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
-from perceiver_lib.experiments.recipes import masked_text
+from perceiver_lib.lessons import masked_text
 from perceiver_lib.modalities.text import MASK, ByteTokenizer
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.tokens import Tokens

@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.baselines.text import Score, masked_baselines
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
-from perceiver_lib.experiments.recipes.text_models import TextRecipe
 from perceiver_lib.flops import count_flops
+from perceiver_lib.lessons.text_models import TextRecipe
 from perceiver_lib.modalities.text import MASK, ByteTokenizer, mask_words, word_numbers
 from perceiver_lib.modalities.text_context import holes, neighbourhoods, tokens_at
 from perceiver_lib.models.perceiver_io import PerceiverIO

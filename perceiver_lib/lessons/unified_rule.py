@@ -22,8 +22,8 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
-from perceiver_lib.experiments.recipes.tour import abstract, filled
-from perceiver_lib.experiments.recipes.tour_probes import Probe
+from perceiver_lib.lessons.tour import abstract, filled
+from perceiver_lib.lessons.tour_probes import Probe
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
@@ -147,7 +147,7 @@ def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
 
 def processor_peak_gigabytes(size: ProcessorSize) -> float:
   """The most memory of a process of its own that runs one step without the whole matrix."""
-  return answer_of('perceiver_lib.experiments.recipes.unified_rule', size.num_timesteps)['peak_gigabytes']
+  return answer_of('perceiver_lib.lessons.unified_rule', size.num_timesteps)['peak_gigabytes']
 
 
 def run_processor(size: ProcessorSize) -> dict[str, float]:

@@ -18,9 +18,9 @@ from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.data import pronunciation
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
-from perceiver_lib.experiments.recipes import images, tour
-from perceiver_lib.experiments.recipes import unified_pronunciation as speech
-from perceiver_lib.experiments.recipes.sentences import sentence_tokens
+from perceiver_lib.lessons import images, tour
+from perceiver_lib.lessons import unified_pronunciation as speech
+from perceiver_lib.lessons.sentences import sentence_tokens
 from perceiver_lib.modalities.pixels import pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR
@@ -130,7 +130,7 @@ def measure_long(num_bytes: int) -> dict[str, float]:
 
 def measure_long_in_fresh_process(log2_bytes: int) -> dict[str, float]:
   """`measure_long` in a process of its own."""
-  return answer_of('perceiver_lib.experiments.recipes.attention_answers', log2_bytes)
+  return answer_of('perceiver_lib.lessons.attention_answers', log2_bytes)
 
 
 if __name__ == '__main__':

@@ -22,14 +22,8 @@ from perceiver_lib.attention.capture import AttentionMap, capture_attention
 from perceiver_lib.attention.rollout import attention_rollout
 from perceiver_lib.data import pronunciation
 from perceiver_lib.data.optical_flow import FlowPairs
-from perceiver_lib.experiments.recipes import (
-  attention_probes,
-  images,
-  mirrored_copy,
-  optical_flow,
-  sentences,
-)
-from perceiver_lib.experiments.recipes import unified_pronunciation as speech
+from perceiver_lib.lessons import attention_probes, images, mirrored_copy, optical_flow, sentences
+from perceiver_lib.lessons import unified_pronunciation as speech
 from perceiver_lib.modalities.pixels import pixel_adapter
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR

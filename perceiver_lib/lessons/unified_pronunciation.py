@@ -21,9 +21,9 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.recipes.prefix_transformer import PrefixTransformer, PrefixTransformerConfig
 from perceiver_lib.flops import count_flops
 from perceiver_lib.generation.beam_search import beam_search
+from perceiver_lib.lessons.prefix_transformer import PrefixTransformer, PrefixTransformerConfig
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.models.unified_cached import UnifiedCache, latents_so_far, start, step
 from perceiver_lib.queries import PositionQueries, position_queries

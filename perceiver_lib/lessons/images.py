@@ -2,7 +2,7 @@
 
 Every function takes arrays and returns arrays or a `FitResult`, so a GPU job can call it without the notebook.
 
-    python -m perceiver_lib.experiments.recipes.images     # figures/01_seeds.json: three seeds, pixels and patches
+    python -m perceiver_lib.lessons.images     # figures/01_seeds.json: three seeds, pixels and patches
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def seed_summary() -> str:
       f'{what:12}  median test accuracy {statistics.median(accuracies):.1f} % of {len(group)} seeds '
       f'({accuracies[0]:.1f} to {accuracies[-1]:.1f}), {group[0]["train_steps"]:,} steps, {group[0]["device"]}'
     )
-  return '\n'.join(lines) or 'figures/01_seeds.json is not there: python -m perceiver_lib.experiments.recipes.images'
+  return '\n'.join(lines) or 'figures/01_seeds.json is not there: python -m perceiver_lib.lessons.images'
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.data.text import Documents
-from perceiver_lib.experiments.recipes import masked_text, text_models, text_questions
+from perceiver_lib.lessons import masked_text, text_models, text_questions
 from perceiver_lib.modalities.text import MASK, PAD, VOCAB_SIZE
 from perceiver_lib.modalities.text_context import (
   NGRAMS,

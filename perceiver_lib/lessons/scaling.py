@@ -1,6 +1,6 @@
 """What each byte costs, for notebook 10: one training step of several models at growing lengths.
 
-`python -m perceiver_lib.experiments.recipes.scaling streamed 20 6` compiles the step of a streamed Perceiver on 2^20
+`python -m perceiver_lib.lessons.scaling streamed 20 6` compiles the step of a streamed Perceiver on 2^20
 bytes in a process of its own, says what the compiler sets aside, and makes one step for every line on standard input.
 Only a fresh process has a peak of memory that says something, and several of them can be timed in turn.
 """
@@ -20,8 +20,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.experiments.bench.harness import Call, Worker, serve
-from perceiver_lib.experiments.recipes import tour, unified_bytes
 from perceiver_lib.flops import count_flops
+from perceiver_lib.lessons import tour, unified_bytes
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
@@ -199,7 +199,7 @@ def sweep(kind: str, steps: Mapping[int, int], num_layers: int = NUM_LAYERS) -> 
     `status` too.
   """
   # All compile at once, on as many cores as there are; no two are timed at once.
-  module = 'perceiver_lib.experiments.recipes.scaling'
+  module = 'perceiver_lib.lessons.scaling'
   workers = {log2: Worker(module, kind, log2, num_layers) for log2 in steps}
   rows: dict[int, dict[str, Any]] = {log2: {'kind': kind, 'num_bytes': 2**log2, 'seconds': []} for log2 in steps}
   try:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.attention.capture import capture_attention
-from perceiver_lib.experiments.recipes.perceiver_ar_music import MusicRecipe, Pieces, music_config
+from perceiver_lib.lessons.perceiver_ar_music import MusicRecipe, Pieces, music_config
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.tokens import Tokens

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.experiments.recipes import images as recipe_of
+from perceiver_lib.lessons import images as recipe_of
 from perceiver_lib.models.perceiver import Perceiver
 
 RECIPE = recipe_of.RECIPES['smoke']

@@ -25,7 +25,7 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.images import load_images
 from perceiver_lib.data.loading import stack
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.recipes.images import full_range
+from perceiver_lib.lessons.images import full_range
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.positions import FourierFeatures, grid

@@ -1,6 +1,6 @@
 """What notebook 00 shows of the family without training: parameter counts, and what a byte costs.
 
-`python -m perceiver_lib.experiments.recipes.tour 20` measures one training step on 2^20 bytes in a process of its own
+`python -m perceiver_lib.lessons.tour 20` measures one training step on 2^20 bytes in a process of its own
 and prints one line of JSON; only a fresh process has a peak of memory that says something about the model.
 """
 
@@ -201,7 +201,7 @@ def measure(num_bytes: int) -> dict[str, float]:
 
 def measure_in_fresh_process(log2_bytes: int) -> dict[str, float]:
   """`measure` in a process of its own."""
-  return answer_of('perceiver_lib.experiments.recipes.tour', log2_bytes)
+  return answer_of('perceiver_lib.lessons.tour', log2_bytes)
 
 
 def measure_all(recipe: TourRecipe) -> list[dict[str, float]]:

@@ -10,10 +10,10 @@ import pytest
 
 from perceiver_lib.data import pronunciation
 from perceiver_lib.data.optical_flow import load_optical_flow
-from perceiver_lib.experiments.recipes import attention_answers as answers
-from perceiver_lib.experiments.recipes import attention_maps as recipe_of
-from perceiver_lib.experiments.recipes import attention_probes as probes
-from perceiver_lib.experiments.recipes import images, mirrored_copy
+from perceiver_lib.lessons import attention_answers as answers
+from perceiver_lib.lessons import attention_maps as recipe_of
+from perceiver_lib.lessons import attention_probes as probes
+from perceiver_lib.lessons import images, mirrored_copy
 from perceiver_lib.modalities.pixels import pixel_tokens
 from tests.support import ROUNDING
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.experiments.recipes import tour, tour_probes
+from perceiver_lib.lessons import tour, tour_probes
 from perceiver_lib.models.perceiver import Perceiver
 from tests.support import ROUNDING, STREAMED, assert_close
 

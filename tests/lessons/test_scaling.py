@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from perceiver_lib.experiments.recipes import scaling, scaling_latents, scaling_peers, scaling_uses
-from perceiver_lib.latent_search import search_num_latents
+from perceiver_lib.lessons import scaling, scaling_latents, scaling_peers, scaling_uses
+from perceiver_lib.lessons.latent_search import search_num_latents
 
 
 def rows_of(power, lengths=(2**10, 2**12, 2**14)):

@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.experiments.profiles import PROFILES
-from perceiver_lib.experiments.recipes import mirrored_copy as copying
-from perceiver_lib.experiments.recipes import perceiver_ar_text as recipe_of
-from perceiver_lib.experiments.recipes import text_probes as probes
+from perceiver_lib.lessons import mirrored_copy as copying
+from perceiver_lib.lessons import perceiver_ar_text as recipe_of
+from perceiver_lib.lessons import text_probes as probes
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.last_inputs import gathered, last_valid, validity
 from perceiver_lib.models.perceiver_ar import PerceiverAR

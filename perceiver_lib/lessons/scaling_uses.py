@@ -16,9 +16,9 @@ from flax import nnx
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.recipes import tour
-from perceiver_lib.experiments.recipes.scaling import NUM_IDS, in_turn
 from perceiver_lib.generation.stream import GREEDY, generate
+from perceiver_lib.lessons import tour
+from perceiver_lib.lessons.scaling import NUM_IDS, in_turn
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.positions import FourierFeatures
