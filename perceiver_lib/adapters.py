@@ -16,8 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.attention.linear import Linear
-from perceiver_lib.attention.products import Operands, product
+from perceiver_lib.attention.products import Linear, Operands, product
 from perceiver_lib.blocks import Adapter
 from perceiver_lib.positions import FourierFeatures, SinusoidalPositions
 from perceiver_lib.tokens import Tokens

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.attention.attend import Attention, KeyValueReader, read
 from perceiver_lib.attention.capture import named, recording
-from perceiver_lib.attention.linear import LayerNorm, Linear, added
+from perceiver_lib.attention.products import LayerNorm, Linear, added
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 

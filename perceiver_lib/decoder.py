@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig
 from perceiver_lib.attention.capture import named, recorder, recording_into
-from perceiver_lib.attention.linear import Linear
+from perceiver_lib.attention.products import Linear
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import Adapter, CrossAttention, LayerConfig
 from perceiver_lib.queries import InputQueries, LearnedQueryTable, QueryConfig

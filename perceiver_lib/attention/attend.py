@@ -13,20 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.capture import recorder
-from perceiver_lib.attention.linear import LayerNorm, Linear
-from perceiver_lib.attention.products import Operands
-from perceiver_lib.attention.streamed import (
-  Dropout,
-  KeyStream,
-  PartialSoftmax,
-  allowed_pairs,
-  cleaned,
-  mask_logits,
-  mask_weights,
-  scaled_logits,
-  streamed_attend,
-  streamed_logits,
-)
+from perceiver_lib.attention.products import LayerNorm, Linear, Operands
+from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, mask_logits, mask_weights, scaled_logits
+from perceiver_lib.attention.streamed import Dropout, KeyStream, cleaned, streamed_attend, streamed_logits
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.attend import KeyValueReader, choose_chunk_size
 from perceiver_lib.attention.capture import named, recorder, recording
-from perceiver_lib.attention.streamed import (
+from perceiver_lib.attention.softmax import (
   PartialSoftmax,
   allowed_pairs,
   chunk_gradients,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.capture import recorder
 from perceiver_lib.attention.products import product
-from perceiver_lib.attention.streamed import MASKED_LOGIT
+from perceiver_lib.attention.softmax import MASKED_LOGIT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

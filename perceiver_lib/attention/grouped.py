@@ -12,16 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from perceiver_lib.attention.streamed import (
-  KeyStream,
-  PartialSoftmax,
-  chunk_gradients,
-  cleaned,
-  keys_and_values_vjp,
-  mask_logits,
-  mask_weights,
-  scaled_logits,
-)
+from perceiver_lib.attention.softmax import PartialSoftmax, chunk_gradients, mask_logits, mask_weights, scaled_logits
+from perceiver_lib.attention.streamed import KeyStream, cleaned, keys_and_values_vjp
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
 

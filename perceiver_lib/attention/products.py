@@ -1,4 +1,4 @@
-"""Mixed precision, the whole of it: products round their operands to bfloat16, everything else is float32.
+"""How a product is made: with operands rounded to bfloat16 where a model asks for it, and over rows.
 
 Every product of a model, those of linear layers and those of attention, forward and in the gradient, is `product`. In a
 model with `mixed_precision` it rounds both operands to bfloat16 and sums in float32, which is what matrix units do
@@ -9,6 +9,13 @@ language model took 1.5 times as long as in float32.
 
 The choice is a static attribute of the layers, set once from the model's config: `jax.jit` and `nnx.jit` see it as part
 of the module, where a global switch would be baked into whatever happened to be compiled under it.
+
+Linear layer, layer norm and residual sum work over rows, all leading axes of the channels as one, because what is the
+same mathematics is not the same program. On CPU, a language model of 26 layers:
+- the kernel's gradient of a [b, m, c] product, a contraction over two axes, took 1.7 to 2.3 times as long as over rows;
+- the gradient of a layer norm's scale took 14 times as long;
+- a residual sum over [b, n, d] is separated by a reshape from the products that use it. XLA then recomputes the sum at
+  each use from the terms of all layers above instead of storing it: work quadratic in depth, a tenth of the step.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -68,3 +76,29 @@ def round_operands(model: nnx.Module) -> None:
   for _, module in nnx.iter_modules(model):
     if hasattr(module, 'operands'):
       module.operands = 'bfloat16'
+
+
+def rows(channels: Float[Array, '*b c']) -> Float[Array, 'm c']:
+  return rearrange(channels, '... c -> (...) c')
+
+
+def added(channels: Float[Array, '*b c'], branch: Float[Array, '*b c']) -> Float[Array, '*b c']:
+  """The residual sum of a stream of channels and a branch."""
+  return (rows(channels) + rows(branch)).reshape(channels.shape)
+
+
+class Linear(nnx.Linear):
+  """`nnx.Linear` over rows."""
+
+  operands: Operands = 'float32'
+
+  def __call__(self, channels: Float[Array, '*b c']) -> Float[Array, '*b d']:
+    result = product('mc,cd->md', rows(channels), self.kernel[...], self.operands)
+    return (result + self.bias[...][None]).reshape(*channels.shape[:-1], result.shape[-1])
+
+
+class LayerNorm(nnx.LayerNorm):
+  """`nnx.LayerNorm` over rows."""
+
+  def __call__(self, channels: Float[Array, '*b c']) -> Float[Array, '*b c']:
+    return super().__call__(rows(channels)).reshape(channels.shape)

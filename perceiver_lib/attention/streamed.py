@@ -11,19 +11,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from perceiver_lib.attention.products import product
-from perceiver_lib.tokens import Tokens, may_attend, pytree_dataclass, zero_invalid
-
-MASKED_LOGIT = -1e30
-"""A finite fill: -inf gives finite outputs but NaN gradients where a whole row is masked."""
+from perceiver_lib.attention.softmax import (
+  PartialSoftmax,
+  allowed_pairs,
+  chunk_gradients,
+  mask_logits,
+  mask_weights,
+  scaled_logits,
+)
+from perceiver_lib.tokens import Tokens, pytree_dataclass, zero_invalid
 
 
 @pytree_dataclass(static=('project',))
@@ -52,102 +56,6 @@ class Dropout:
     """Zeros, and 1 / (1 - rate) for the weights that stay."""
     draws = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(self.seed, index), 1 - self.rate, shape))
     return jnp.moveaxis(draws(indices), 0, -1).astype(jnp.float32) / (1 - self.rate)
-
-
-class PartialSoftmax(NamedTuple):
-  """An unfinished softmax-weighted sum; two of them over disjoint keys combine exactly."""
-
-  maximum: Float[Array, 'b h i']
-  denominator: Float[Array, 'b h i']
-  numerator: Float[Array, 'b h i v']
-
-  @classmethod
-  def empty(cls, shape: tuple[int, int, int], num_value_channels: int) -> PartialSoftmax:
-    return cls(jnp.full(shape, MASKED_LOGIT), jnp.zeros(shape), jnp.zeros((*shape, num_value_channels)))
-
-  def fold(
-    self,
-    logits: Float[Array, 'b h i j'],
-    allowed: Bool[Array, 'b 1 #i j'] | None,
-    values: Float[Array, 'b h j v'],
-    keep: Float[Array, 'b h i j'] | None = None,
-  ) -> PartialSoftmax:
-    logits = mask_logits(logits, allowed)
-    # The maximum cancels in the result: without stop_gradient its gradient would only cost memory and rounding.
-    maximum = jax.lax.stop_gradient(jnp.maximum(self.maximum, jnp.max(logits, axis=-1)))
-    weights = mask_weights(jnp.exp(logits - maximum[..., None]), allowed)
-    correction = jnp.exp(self.maximum - maximum)
-    kept = weights if keep is None else weights * keep
-    values = without_nan(values, allowed)
-    summed = product('bhij,bhjv->bhiv', kept, values)
-    return PartialSoftmax(
-      maximum,
-      self.denominator * correction + jnp.sum(weights, axis=-1),
-      self.numerator * correction[..., None] + summed,
-    )
-
-  def output(self) -> Float[Array, 'b h i v']:
-    """The weighted mean of the values; exactly zero for rows that may attend to nothing."""
-    return self.numerator / jnp.where(self.denominator > 0, self.denominator, 1.0)[..., None]
-
-  def log_sum_exp(self) -> Float[Array, 'b h i']:
-    return self.maximum + jnp.log(jnp.where(self.denominator > 0, self.denominator, 1.0))
-
-
-def mask_logits(logits: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
-  return logits if allowed is None else jnp.where(allowed, logits, MASKED_LOGIT)
-
-
-def mask_weights(weights: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
-  """Masks again after the exponential: in a fully masked row every masked weight would otherwise be exp(0)."""
-  return weights if allowed is None else jnp.where(allowed, weights, 0.0)
-
-
-def allowed_pairs(
-  query_time: Int[Array, 'b i'] | None, key_time: Int[Array, 'b j'] | None, key_valid: Bool[Array, 'b j'] | None
-) -> Bool[Array, 'b 1 #i j'] | None:
-  """The rule of `tokens.may_attend` with an axis for the heads."""
-  mask = may_attend(query_time, key_time, key_valid)
-  return None if mask is None else mask[:, None]
-
-
-def scaled_logits(q: Float[Array, 'b h i k'], k: Float[Array, 'b h j k']) -> Float[Array, 'b h i j']:
-  return product('bhik,bhjk->bhij', q, k) * (q.shape[-1] ** -0.5)
-
-
-def chunk_gradients(
-  q: Float[Array, 'b h i k'],
-  k: Float[Array, 'b h j k'],
-  v: Float[Array, 'b h j v'],
-  *,
-  weights: Float[Array, 'b h i j'],
-  d_output: Float[Array, 'b h i v'],
-  shift: Float[Array, 'b h i 1'],
-  allowed: Bool[Array, 'b 1 #i j'] | None,
-  keep: Float[Array, 'b h i j'] | None = None,
-) -> tuple[Float[Array, 'b h i k'], Float[Array, 'b h j k'], Float[Array, 'b h j v']]:
-  """What a chunk of keys adds to the gradient of its queries, and its gradients of keys and values, in float32.
-
-  Args:
-    weights: exp(logits - what is known of the whole softmax), masked.
-    d_output: gradient of the weighted sum of values.
-    shift: subtracted from the gradient of every weight, for the softmax's normalisation.
-  """
-  kept = weights if keep is None else weights * keep
-  d_output = d_output.astype(v.dtype)
-  d_weights = product('bhiv,bhjv->bhij', d_output, without_nan(v, allowed))
-  d_weights = d_weights if keep is None else d_weights * keep
-  d_logits = weights * (d_weights - shift) * (q.shape[-1] ** -0.5)
-  d_q = product('bhij,bhjk->bhik', d_logits, without_nan(k, allowed))
-  # The small operands are transposed: on CPU a product with a transposed [i, j] runs at 40 % of the others' rate.
-  d_k = product('bhki,bhij->bhkj', rearrange(q, 'b h i k -> b h k i'), d_logits)
-  d_v = product('bhvi,bhij->bhvj', rearrange(d_output, 'b h i v -> b h v i'), kept)
-  return d_q, rearrange(d_k, 'b h k j -> b h j k'), rearrange(d_v, 'b h v j -> b h j v')
-
-
-def without_nan(array: Float[Array, 'b h j c'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h j c']:
-  """Keeps NaN in masked keys out of the sums, where 0 x NaN would carry it; allowed NaN still comes by the logits."""
-  return array if allowed is None else jnp.where(jnp.isfinite(array), array, jnp.zeros((), array.dtype))
 
 
 def cleaned(tokens: Tokens) -> Tokens:

@@ -21,15 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from perceiver_lib.attention.attend import KeyValueReader, choose_chunk_size, joined_validity, key_stream
 from perceiver_lib.attention.capture import recorder
 from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
-from perceiver_lib.attention.streamed import (
-  MASKED_LOGIT,
-  PartialSoftmax,
-  cleaned,
-  mask_logits,
-  mask_weights,
-  scaled_logits,
-  streamed_logits,
-)
+from perceiver_lib.attention.softmax import MASKED_LOGIT, PartialSoftmax, mask_logits, mask_weights, scaled_logits
+from perceiver_lib.attention.streamed import cleaned, streamed_logits
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
 SMALL_TIMESTEPS_LOGITS = 2**24

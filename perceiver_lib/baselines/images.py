@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import table_initializer
-from perceiver_lib.attention.linear import Linear
+from perceiver_lib.attention.products import Linear
 from perceiver_lib.blocks import LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.tokens import Tokens
 

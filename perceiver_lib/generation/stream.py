@@ -1,7 +1,7 @@
 """Tokens one after another from a causal model: sampling, one compiled loop, and a stream of what it makes.
 
 What a model must offer is small (`CachedModel`): read a history at once, and append one token. The loop knows nothing
-else of it. A window bounds the cache (`perceiver_lib.attention.caching`): while it has room, cached logits are those of a
+else of it. A window bounds the cache (`attention.caching`): while it has room, cached logits are those of a
 recomputation with the same start; when it is full, the history is read again from scratch, so that no cached value ever
 holds what has slid out of the window.
 """

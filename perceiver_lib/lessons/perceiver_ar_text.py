@@ -23,15 +23,8 @@ from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.training import checkpoints
 from perceiver_lib.training.fit import FitResult, LossFn, fit
 from perceiver_lib.training.optimizers import muon_and_adam
-from perceiver_lib.training.sequences import (
-  FullLatents,
-  StridedScore,
-  StridedWindows,
-  evaluate_strided,
-  next_token_loss,
-  next_tokens,
-  random_crop,
-)
+from perceiver_lib.training.sequences import FullLatents, next_token_loss, next_tokens, random_crop
+from perceiver_lib.training.strided import StridedScore, StridedWindows, evaluate_strided
 
 LINE_END = NUM_SPECIAL + ord('\n')
 """Stands before every text, as in `text_baselines.ngram_bits`."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from perceiver_lib.adapters import EmbeddingAdapterConfig
 from perceiver_lib.attention.attend import KeyValueReader
 from perceiver_lib.attention.caching import TokenCache, attend_cache, with_room
-from perceiver_lib.attention.linear import Linear
+from perceiver_lib.attention.products import Linear
 from perceiver_lib.blocks import LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.tokens import Tokens, zero_invalid
 

@@ -30,7 +30,7 @@ from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, Unifi
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training.compilation import enable_compilation_cache
+from perceiver_lib.training.host import enable_compilation_cache
 from perceiver_lib.training.losses import cross_entropy
 
 NUM_TIMESTEPS, NUM_LATENTS, WIDTH = 16, 16, 128

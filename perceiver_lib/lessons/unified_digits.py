@@ -21,6 +21,7 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import IdentityDecoderConfig
+from perceiver_lib.generation.timesteps import TimestepWindow, generate
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.modalities.text import BOS, EOS, PAD, VOCAB_SIZE, ByteTokenizer
@@ -29,7 +30,6 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
 )
-from perceiver_lib.models.unified_cached import TimestepWindow, generate
 from perceiver_lib.scores.sequences import until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 from perceiver_lib.training.fit import FitResult, fit

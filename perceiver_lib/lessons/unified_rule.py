@@ -28,7 +28,7 @@ from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, Unifi
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
-from perceiver_lib.training.compilation import enable_compilation_cache
+from perceiver_lib.training.host import enable_compilation_cache
 
 INPUT_TIMES = (2, 0, SOURCE_TIME, 1, 3, 1, 0, 2)
 """Of eight inputs in no order; the last but one is padding."""

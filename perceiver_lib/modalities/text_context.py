@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.adapters import embed_position
-from perceiver_lib.attention.linear import Linear
+from perceiver_lib.attention.products import Linear
 from perceiver_lib.modalities.text import MASK, PAD, VOCAB_SIZE
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens

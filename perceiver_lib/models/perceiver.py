@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, table_initializer
 from perceiver_lib.attention.capture import named
-from perceiver_lib.attention.linear import Linear
-from perceiver_lib.attention.products import round_operands
+from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens

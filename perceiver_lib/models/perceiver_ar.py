@@ -18,8 +18,7 @@ from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, Factor
 from perceiver_lib.attention.attend import KeyValueReader, read
 from perceiver_lib.attention.caching import LatentWindow, TokenCache
 from perceiver_lib.attention.capture import named
-from perceiver_lib.attention.linear import Linear
-from perceiver_lib.attention.products import round_operands
+from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import output_head, scores

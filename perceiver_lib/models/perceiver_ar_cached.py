@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from perceiver_lib.attention.attend import Attention, KeyValueReader, attend, choose_chunk_size
 from perceiver_lib.attention.caching import LatentWindow, TokenCache, attend_cache, with_room
 from perceiver_lib.attention.capture import named
-from perceiver_lib.attention.linear import LayerNorm
+from perceiver_lib.attention.products import LayerNorm
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.models.last_inputs import rank_from_end, validity
 from perceiver_lib.tokens import Tokens

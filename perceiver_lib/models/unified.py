@@ -21,8 +21,7 @@ from perceiver_lib.adapters import AdapterConfig, table_initializer
 from perceiver_lib.attention.attend import KeyValueReader, joined_times, read
 from perceiver_lib.attention.block_causal import CausalLatentBlock, LatentAttention
 from perceiver_lib.attention.capture import named
-from perceiver_lib.attention.linear import Linear
-from perceiver_lib.attention.products import round_operands
+from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.attention.timesteps import prefix_read
 from perceiver_lib.blocks import CrossAttention, LayerConfig, layer_norm, pairs
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from perceiver_lib.training import checkpoints, sharding
-from perceiver_lib.training.compilation import enable_compilation_cache as enable_compilation_cache
+from perceiver_lib.training.host import enable_compilation_cache as enable_compilation_cache
 from perceiver_lib.training.host import keep_freed_memory
 from perceiver_lib.training.progress import Progress
 from perceiver_lib.training.step import Batch, LossFn, functional_loss, initial_state, make_train_step

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.attention.linear import LayerNorm, Linear, added
+from perceiver_lib.attention.products import LayerNorm, Linear, added
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.tokens import Tokens
 from tests.support import assert_close

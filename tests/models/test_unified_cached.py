@@ -15,6 +15,7 @@ from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
 from perceiver_lib.generation.beam_search import beam_search
+from perceiver_lib.generation.timesteps import TimestepWindow, generate
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.unified import (
   InputLatents,
@@ -22,7 +23,7 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
 )
-from perceiver_lib.models.unified_cached import TimestepWindow, generate, latents_so_far, start, step
+from perceiver_lib.models.unified_cached import latents_so_far, start, step
 from perceiver_lib.positions import FourierFeatures, Rotary
 from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens

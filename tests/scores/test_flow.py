@@ -4,16 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from perceiver_lib.baselines.flow import best_constant, lucas_kanade, tv_l1
 from perceiver_lib.data.optical_flow import load_stereo_pair
-from perceiver_lib.scores.flow import (
-  angular_error,
-  best_constant,
-  end_point_error,
-  flow_metrics,
-  forward_backward_error,
-  lucas_kanade,
-  tv_l1,
-)
+from perceiver_lib.scores.flow import angular_error, end_point_error, flow_metrics, forward_backward_error
 
 
 def vectors(*pairs):

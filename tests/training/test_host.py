@@ -1,16 +1,20 @@
-"""Freed memory stays with the process: using it a second time touches no fresh page."""
+"""Freed memory stays with the process, and compiled programs outlive it."""
 
+from __future__ import annotations
+
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from perceiver_lib.training.host import keep_freed_memory
+from perceiver_lib.training.host import enable_compilation_cache, keep_freed_memory
 
 PAGE_FAULTS = """
 import resource, sys
 import numpy as np
-from perceiver_lib.host_memory import keep_freed_memory
+from perceiver_lib.training.host import keep_freed_memory
 if sys.argv[1] == 'keep':
   keep_freed_memory()
 for repeat in range(3):
@@ -31,3 +35,20 @@ def test_a_block_that_was_freed_is_used_again():
   pages = 64 // 2  # of 2 MiB, the largest that the kernel may hand out at one fault
   assert page_faults_of_the_third_use('keep') < pages // 2
   assert page_faults_of_the_third_use('default') >= pages
+
+
+def test_compiled_programs_survive_the_process(tmp_path):
+  program = (
+    'import sys, jax; from perceiver_lib.training.host import enable_compilation_cache; jax.jit(lambda x: x + 1)(0);'
+    'enable_compilation_cache(sys.argv[1]); jax.config.update("jax_persistent_cache_min_compile_time_secs", 0);'
+    'jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()'
+  )
+  environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
+  subprocess.run([sys.executable, '-c', program, str(tmp_path / 'cache')], check=True, env=environment, timeout=120)
+  assert list((tmp_path / 'cache').iterdir())
+
+
+def test_unwritable_compilation_cache_is_a_warning(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.warns(UserWarning, match='cannot be kept in .*file/cache'):
+    assert enable_compilation_cache(tmp_path / 'file' / 'cache') is None

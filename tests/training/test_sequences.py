@@ -18,14 +18,12 @@ from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.sequences import (
   FullLatents,
   MinimumCrop,
-  StridedWindows,
-  continuation_log_probability,
-  evaluate_strided,
   latent_targets,
   next_token_loss,
   next_tokens,
   random_crop,
 )
+from perceiver_lib.training.strided import StridedWindows, continuation_log_probability, evaluate_strided
 from tests.support import assert_close
 
 VOCABULARY, BEGIN = 7, 0

@@ -1,0 +1,43 @@
+"""What optical flow must beat: the best constant for a pair, and two classical methods of scikit-image."""
+
+from __future__ import annotations
+
+import numpy as np
+from einops import reduce
+from jaxtyping import Bool, Float, Num
+
+
+def best_constant(truth: Num[np.ndarray, '*shape 2'], valid: Bool[np.ndarray, '*shape'] | None = None) -> np.ndarray:
+  """The one motion `[2]` with the least mean end-point error: the geometric median, by Weiszfeld's iteration.
+
+  On test data this baseline has seen the answers; a model that beats it knows more than the average motion.
+  """
+  vectors = np.asarray(truth, np.float64)
+  vectors = vectors.reshape(-1, 2) if valid is None else vectors[np.asarray(valid)]
+  centre = np.median(vectors, axis=0)
+  for _ in range(200):
+    weight = 1 / np.maximum(np.linalg.norm(vectors - centre, axis=-1, keepdims=True), 1e-6)
+    previous, centre = centre, (weight * vectors).sum(0) / weight.sum()
+    if np.abs(centre - previous).max() < 1e-6:
+      break
+  return centre.astype(np.float32)
+
+
+def tv_l1(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
+  """Total variation with an L1 data term (Zach et al., DAGM 2007; Sanchez Perez et al., IPOL 2013), by scikit-image."""
+  from skimage.registration import optical_flow_tvl1
+
+  return _classical(optical_flow_tvl1, frames)
+
+
+def lucas_kanade(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
+  """Iterative Lucas-Kanade on a pyramid (Le Besnerais and Champagnat, ICIP 2005), by scikit-image."""
+  from skimage.registration import optical_flow_ilk
+
+  return _classical(optical_flow_ilk, frames)
+
+
+def _classical(method, frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
+  first, second = reduce(np.asarray(frames, np.float32) / 255, 't h w c -> t h w', 'mean')
+  down, right = method(first, second)
+  return np.stack([right, down], -1).astype(np.float32)
