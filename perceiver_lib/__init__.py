@@ -27,7 +27,11 @@ _PUBLIC = {
   'PerceiverIOConfig': 'models.perceiver_io',
   'UnifiedPerceiver': 'models.unified',
   'UnifiedPerceiverConfig': 'models.unified',
+  'LayerConfig': 'blocks',
   'fit': 'training.fit',
+  'cross_entropy': 'training.losses',
+  'adamw_warmup_cosine': 'training.optimizers',
+  'muon_and_adam': 'training.optimizers',
   'start_run': 'experiments',
 }
 
