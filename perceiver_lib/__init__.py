@@ -30,8 +30,6 @@ _PUBLIC = {
   'LayerConfig': 'blocks',
   'fit': 'training.fit',
   'cross_entropy': 'training.losses',
-  'adamw_warmup_cosine': 'training.optimizers',
-  'muon_and_adam': 'training.optimizers',
   'start_run': 'experiments',
 }
 

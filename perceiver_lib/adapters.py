@@ -12,7 +12,6 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -215,8 +214,3 @@ class EmbeddingAdapter(nnx.Module):
   def attend(self, channels: Float[Array, 'b o c']) -> Float[Array, 'b o e']:
     """Logits over the vocabulary with the same table: a tied output head."""
     return product('boc,ec->boe', channels, self.embedding[...], self.operands)
-
-
-def num_parameters(module: nnx.Module) -> int:
-  """Trainable numbers; works on a module that `nnx.eval_shape` made, so that the largest preset costs nothing."""
-  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig, LearnedPositions, num_parameters
+from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig, LearnedPositions
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
+from perceiver_lib.parameters import count
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens
 from tests.support import as_users_call
@@ -55,7 +56,7 @@ def test_projections_change_the_widths_as_the_config_says():
   adapter = config.build(nnx.Rngs(0))
   tokens = Tokens(values=IMAGES.reshape(2, 24, 3), position=jnp.arange(24, dtype=jnp.int32)[None, :, None])
   assert adapter(tokens).shape == (2, 24, config.num_channels) == (2, 24, 13)
-  assert num_parameters(adapter) == 3 * 4 + 4 + 24 * 5 + 5 * 9 + 9
+  assert count(adapter) == 3 * 4 + 4 + 24 * 5 + 5 * 9 + 9
 
 
 def test_embedding_and_its_tied_head():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from perceiver_lib.flops import count_flops
-from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.parameters import abstract
 from perceiver_lib.tokens import Tokens
 
 SHAPE = jax.ShapeDtypeStruct

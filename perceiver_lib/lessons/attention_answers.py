@@ -26,6 +26,7 @@ from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.models.unified import UnifiedPerceiver
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.tokens import Tokens
 
 Arrays = Mapping[str, Any]
@@ -96,7 +97,7 @@ def measure_long(num_bytes: int) -> dict[str, float]:
   """
   config = dataclasses.replace(tour.byte_perceiver(num_bytes), num_self_attends_per_block=1)
   tokens, start = tour.byte_tokens(num_bytes), peak_bytes()
-  model = tour.filled(Perceiver, config, scale=0.02, seed=0)
+  model = filled(abstract(Perceiver, config), scale=0.02)
   captured = capture_attention(
     lambda model, tokens: model(tokens), names=['encoder.cross_attention.0'], heads=[3], queries=[7, 200]
   )

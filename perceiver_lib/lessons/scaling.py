@@ -26,6 +26,7 @@ from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import UnifiedPerceiver
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.host import keep_freed_memory
 from perceiver_lib.training.losses import cross_entropy
@@ -132,16 +133,13 @@ class Problem(NamedTuple):
   def _loss(self, state: Any, tokens: Tokens) -> Float[Array, '']:
     return self.loss(nnx.merge(nnx.split(self.model)[0], state), tokens)
 
-  def compiled(self) -> tuple[Any, Any]:
-    """Forward and backward, compiled for shapes only, and the shapes of the parameters."""
-    shapes = nnx.split(self.model)[1]
-    return jax.jit(jax.value_and_grad(self._loss)).lower(shapes, self.tokens).compile(), shapes
+  def compiled(self) -> Any:
+    """Forward and backward, compiled for shapes only."""
+    return jax.jit(jax.value_and_grad(self._loss)).lower(nnx.split(self.model)[1], self.tokens).compile()
 
   def call(self) -> tuple[Call, Any]:
     """Something that makes one step, and the compiled program."""
-    program, shapes = self.compiled()
-    random = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: jnp.asarray(random.normal(0, 0.02, s.shape).astype(np.float32)), shapes)
+    program, params = self.compiled(), nnx.split(filled(self.model, scale=0.02))[1]
 
     def call() -> None:
       loss, _ = jax.block_until_ready(program(params, self.tokens))
@@ -160,7 +158,7 @@ def problem(kind: str, num_bytes: int, *, num_layers: int = NUM_LAYERS, num_late
     )
     chunk_size = num_bytes if kind == 'dense' else None
     loss = lambda model, tokens: cross_entropy(model(tokens, chunk_size=chunk_size), jnp.zeros((1,), jnp.int32))  # noqa: E731
-    return Problem(tour.abstract(Perceiver, config), tour.byte_tokens(num_bytes), loss)
+    return Problem(abstract(Perceiver, config), tour.byte_tokens(num_bytes), loss)
   if kind == 'ar':
     config = PerceiverARConfig.of_bytes(
       num_channels=WIDTH,
@@ -171,18 +169,18 @@ def problem(kind: str, num_bytes: int, *, num_layers: int = NUM_LAYERS, num_late
     )
     last = lambda tokens: tokens.values[:, -config.num_latents :]  # noqa: E731
     loss = lambda model, tokens: cross_entropy(model(tokens).values, last(tokens))  # noqa: E731
-    return Problem(tour.abstract(PerceiverAR, config), Tokens(values=ids), loss)
+    return Problem(abstract(PerceiverAR, config), Tokens(values=ids), loss)
   if kind == 'unified':
     config = dataclasses.replace(
       unified_bytes.byte_model(num_bytes, width=WIDTH), num_self_attends_per_block=num_layers
     )
     loss = lambda model, tokens: unified_bytes.loss_of(model, tokens, 'prefix')  # noqa: E731
-    return Problem(tour.abstract(UnifiedPerceiver, config), unified_bytes.byte_tokens(num_bytes), loss)
+    return Problem(abstract(UnifiedPerceiver, config), unified_bytes.byte_tokens(num_bytes), loss)
   config = TransformerConfig.of_bytes(
     num_channels=WIDTH, num_layers=num_layers, num_heads=NUM_HEADS, vocabulary_size=NUM_IDS
   )
   loss = lambda model, tokens: cross_entropy(model(tokens), tokens.values)  # noqa: E731
-  return Problem(tour.abstract(Transformer, config), Tokens(values=ids), loss)
+  return Problem(abstract(Transformer, config), Tokens(values=ids), loss)
 
 
 def sweep(kind: str, steps: Mapping[int, int], num_layers: int = NUM_LAYERS) -> list[dict[str, Any]]:

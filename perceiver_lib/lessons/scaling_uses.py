@@ -21,6 +21,7 @@ from perceiver_lib.lessons import tour
 from perceiver_lib.lessons.scaling import NUM_IDS, in_turn
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.tokens import Tokens
@@ -45,7 +46,7 @@ def asked_model(num_bytes: int) -> PerceiverIO:
       queries=PositionQueries(position=position), num_outputs=3, cross_attend=LayerConfig(num_heads=1)
     ),
   )
-  return tour.filled(PerceiverIO, config, scale=0.02, seed=0)
+  return filled(abstract(PerceiverIO, config), scale=0.02)
 
 
 def queries_at(num_queries: int) -> Tokens:
@@ -103,7 +104,7 @@ def tokens_a_second(
   config = PerceiverARConfig.of_bytes(
     num_channels=128, num_latents=num_latents, num_self_attends=num_layers, num_heads=4, vocabulary_size=NUM_IDS
   )
-  model = tour.filled(PerceiverAR, config, scale=0.02, seed=0)
+  model = filled(abstract(PerceiverAR, config), scale=0.02)
   calls, amounts = {}, {}
   for context in contexts:
     prompt = np.random.default_rng(0).integers(0, NUM_IDS, (1, context - num_latents // 2)).astype(np.int32)

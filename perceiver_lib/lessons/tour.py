@@ -1,4 +1,4 @@
-"""What notebook 00 shows of the family without training: parameter counts, and what a byte costs.
+"""What notebook 00 shows of the family without training: what a byte costs.
 
 `python -m perceiver_lib.lessons.tour 20` measures one training step on 2^20 bytes in a process of its own
 and prints one line of JSON; only a fresh process has a peak of memory that says something about the model.
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.adapters import FeatureAdapterConfig, num_parameters
+from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.notebooks import discover
 from perceiver_lib.experiments.processes import answer_of
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
-from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.plots import theme
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.tokens import Tokens
@@ -58,80 +57,6 @@ RECIPES = {
 def size_name(log2_bytes: int) -> str:
   """2^14 -> '16k', 2^20 -> '1m': as metric names carry it."""
   return f'{2 ** (log2_bytes - 20)}m' if log2_bytes >= 20 else f'{2 ** (log2_bytes - 10)}k'
-
-
-# Parameter counts.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParameterCount:
-  """A preset's trainable numbers, counted without making them, beside what is published.
-
-  Attributes:
-    derived: the number that follows from the published sizes to the digit.
-    published: the rounded one in print, with its place.
-  """
-
-  preset: str
-  counted: int
-  derived: int
-  published: str
-
-
-def parameter_counts() -> list[ParameterCount]:
-  """All paper presets by `nnx.eval_shape`, which traces the constructor and allocates nothing."""
-  image, language, flow = PerceiverConfig.paper_imagenet, PerceiverIOConfig.paper_language, PerceiverIOConfig.paper_flow
-  io_image = PerceiverIOConfig.paper_imagenet
-  rows = [
-    ('Perceiver, ImageNet, 1 read', image(num_cross_attends=1), 42_135_859, '42.1M (Perceiver, Tab. 7)'),
-    ('Perceiver, ImageNet, 8 reads, shared', image(), 44_912_254, '44.9M (Perceiver, Tab. 7)'),
-    ('Perceiver, ImageNet, 8 reads, nothing shared', image(sharing='unshared'), 326_241_856, '326.2M (Perceiver)'),
-    ('Perceiver IO, ImageNet, Fourier', io_image(), 48_440_627, '48.4M (IO, Tab. 7)'),
-    ('Perceiver IO, ImageNet, learned positions', io_image('learned'), 62_255_848, '62.3M (IO, Tab. 7)'),
-    ('Perceiver IO, language, bytes', language(), 201_108_230, '201M (IO, Tab. 1)'),
-    ('Perceiver IO, language, SentencePiece', language('sentencepiece'), 223_155_456, '223M (IO, Tab. 1)'),
-    ('Perceiver IO, language, large (IO++)', language('bytes_large'), 425_607_430, '425M (IO, Tab. 1)'),
-    ('Perceiver IO, optical flow, 24 layers', flow(), 41_057_134, 'none in print'),
-    ('Perceiver IO, optical flow, 16 layers', flow('small'), 27_908_974, '27.9M (IO, section 4.3)'),
-    ('Perceiver AR, ImageNet 64x64', PerceiverARConfig.paper_imagenet64(), 770_094_339, '770.1M (second hand)'),
-    ('Perceiver AR, copy 131,072', PerceiverARConfig.paper_copy(), 89_757_955, 'none in print'),
-  ]
-  models = {PerceiverConfig: Perceiver, PerceiverIOConfig: PerceiverIO, PerceiverARConfig: PerceiverAR}
-  return [
-    ParameterCount(
-      preset=preset,
-      counted=num_parameters(abstract(models[type(config)], config)),
-      derived=derived,
-      published=published,
-    )
-    for preset, config, derived, published in rows
-  ]
-
-
-class _OneKey(nnx.Rngs):
-  """Gives every parameter the same key, for shapes only.
-
-  Counting keys in a traced `nnx.Rngs` takes time quadratic in the number of layers: a minute for the largest preset.
-  """
-
-  def __init__(self):
-    pass
-
-  def params(self) -> Array:
-    return jax.random.key(0)
-
-
-def abstract(model: Callable[..., nnx.Module], config: Any) -> nnx.Module:
-  """The model with shapes for parameters; nothing is allocated or computed."""
-  return nnx.eval_shape(lambda: model(config, rngs=_OneKey()))
-
-
-def filled(model: Callable[..., nnx.Module], config: Any, *, scale: float, seed: int) -> nnx.Module:
-  """The model with normal numbers of one scale in every parameter: made in no time, for what no training depends on."""
-  graphdef, shapes = nnx.split(abstract(model, config))
-  generator = np.random.default_rng(seed)
-  fill = lambda leaf: jnp.asarray(generator.normal(0.0, scale, leaf.shape).astype(np.float32))  # noqa: E731
-  return nnx.merge(graphdef, jax.tree.map(fill, shapes))
 
 
 # What a byte costs.
@@ -181,7 +106,7 @@ def measure(num_bytes: int) -> dict[str, float]:
   tokens = byte_tokens(num_bytes)
   start = peak_bytes()
   step = compiled_step(num_bytes)
-  params = nnx.state(filled(Perceiver, byte_perceiver(num_bytes), scale=0.02, seed=0))
+  params = nnx.state(filled(abstract(Perceiver, byte_perceiver(num_bytes)), scale=0.02))
   jax.block_until_ready(step(params, tokens))
   begin = time.perf_counter()
   loss, _ = jax.block_until_ready(step(params, tokens))

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
-from perceiver_lib.lessons.tour import filled
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
@@ -26,6 +25,7 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
 )
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.plots import theme
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries, PositionQueries, position_queries
@@ -60,10 +60,10 @@ def probes(seed: int, *, num_inputs: int = 8) -> list[Probe]:
   output_steps = jnp.array([[0, 1, 1, 2, 3]], jnp.int32)
   where = jnp.linspace(-1, 1, 5)[:, None]
 
-  perceiver = filled(Perceiver, PerceiverConfig.tiny(adapter, num_outputs=3), scale=0.3, seed=seed)
-  io = filled(PerceiverIO, PerceiverIOConfig.tiny(adapter, decoder), scale=0.3, seed=seed)
+  perceiver = filled(abstract(Perceiver, PerceiverConfig.tiny(adapter, num_outputs=3)), scale=0.3, seed=seed)
+  io = filled(abstract(PerceiverIO, PerceiverIOConfig.tiny(adapter, decoder)), scale=0.3, seed=seed)
   unified = filled(
-    UnifiedPerceiver, UnifiedPerceiverConfig.tiny(adapter, decoder, num_timesteps=4), scale=0.3, seed=seed
+    abstract(UnifiedPerceiver, UnifiedPerceiverConfig.tiny(adapter, decoder, num_timesteps=4)), scale=0.3, seed=seed
   )
   ar = tiny_ar(seed, num_inputs=m)
   queries = position_queries(where, batch_size=1)
@@ -101,7 +101,7 @@ def tiny_ar(seed: int, *, num_inputs: int) -> PerceiverAR:
     cross_attend=layer,
     self_attend=layer,
   )
-  return filled(PerceiverAR, config, scale=0.3, seed=seed)
+  return filled(abstract(PerceiverAR, config), scale=0.3, seed=seed)
 
 
 def leaking_probe(seed: int, *, num_inputs: int = 8) -> Probe:
@@ -189,12 +189,16 @@ def special_cases(seed: int) -> dict[str, float]:
   one_step = {'latents': LearnedLatents(num_latents=3, timestep_table=False), 'decoder': decoder}
   as_ar = {name: value for name, value in shared.items() if name != 'num_self_attends_per_block'}
   ar = filled(
-    PerceiverAR, PerceiverARConfig(num_latents=5, num_outputs=4, num_self_attends=1, **as_ar), scale=0.2, seed=seed
+    abstract(PerceiverAR, PerceiverARConfig(num_latents=5, num_outputs=4, num_self_attends=1, **as_ar)),
+    scale=0.2,
+    seed=seed,
   )
-  io = filled(PerceiverIO, PerceiverIOConfig(num_latents=3, decoder=decoder, **shared), scale=0.2, seed=seed)
-  perceiver = filled(Perceiver, PerceiverConfig(num_latents=3, num_outputs=2, **shared), scale=0.2, seed=seed)
-  like_ar = filled(UnifiedPerceiver, UnifiedPerceiverConfig(**shared, **last_inputs), scale=0.2, seed=seed + 1)
-  like_io = filled(UnifiedPerceiver, UnifiedPerceiverConfig(**shared, **one_step), scale=0.2, seed=seed + 1)
+  io = filled(abstract(PerceiverIO, PerceiverIOConfig(num_latents=3, decoder=decoder, **shared)), scale=0.2, seed=seed)
+  perceiver = filled(abstract(Perceiver, PerceiverConfig(num_latents=3, num_outputs=2, **shared)), scale=0.2, seed=seed)
+  like_ar = filled(
+    abstract(UnifiedPerceiver, UnifiedPerceiverConfig(**shared, **last_inputs)), scale=0.2, seed=seed + 1
+  )
+  like_io = filled(abstract(UnifiedPerceiver, UnifiedPerceiverConfig(**shared, **one_step)), scale=0.2, seed=seed + 1)
   nnx.update(like_ar, nnx.state(ar))
   nnx.update(like_io, nnx.state(io))
   encoder = {name: leaves for name, leaves in nnx.state(perceiver).items() if name != 'head'}

@@ -25,8 +25,8 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
-from perceiver_lib.lessons.tour import filled
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import Tokens
@@ -86,7 +86,7 @@ def measure(num_bytes: int, how: How) -> dict[str, Any]:
     that both reads compute the same.
   """
   tokens = byte_tokens(num_bytes)
-  graphdef, params = nnx.split(filled(UnifiedPerceiver, byte_model(num_bytes), scale=0.05, seed=0))
+  graphdef, params = nnx.split(filled(abstract(UnifiedPerceiver, byte_model(num_bytes)), scale=0.05))
 
   def loss(params: Any, tokens: Tokens) -> Float[Array, '']:
     return loss_of(nnx.merge(graphdef, params), tokens, how)

@@ -22,9 +22,9 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
-from perceiver_lib.lessons.tour import abstract, filled
 from perceiver_lib.lessons.tour_probes import Probe
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
@@ -56,7 +56,7 @@ def tiny_model(seed: int, *, encoder_window: int | None = None) -> UnifiedPercei
   config = UnifiedPerceiverConfig.tiny(adapter, _decoder(adapter), num_timesteps=NUM_TIMESTEPS)
   latents = LearnedLatents(num_latents=NUM_LATENTS, num_timesteps=NUM_TIMESTEPS, encoder_window=encoder_window)
   config = dataclasses.replace(config, latents=latents, num_self_attends_per_block=1)
-  return filled(UnifiedPerceiver, config, scale=0.3, seed=seed)
+  return filled(abstract(UnifiedPerceiver, config), scale=0.3, seed=seed)
 
 
 def _decoder(adapter: FeatureAdapterConfig) -> DecoderConfig:
@@ -118,14 +118,18 @@ class ProcessorSize:
     )
 
 
-def compiled_processor(size: ProcessorSize, *, naive: bool) -> tuple[Any, Any]:
-  """Forward and backward through the latents' self-attention, compiled but not run, and the shapes of its parameters.
+def abstract_processor(size: ProcessorSize) -> CausalLatentBlock:
+  make = functools.partial(CausalLatentBlock, num_channels=size.num_latent_channels, num_layers=size.num_layers)
+  return abstract(make, LayerConfig(num_heads=size.num_heads))
+
+
+def compiled_processor(size: ProcessorSize, *, naive: bool) -> Any:
+  """Forward and backward through the latents' self-attention, compiled but not run.
 
   Args:
     naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `CausalLatentBlock` with remat.
   """
-  make = functools.partial(CausalLatentBlock, num_channels=size.num_latent_channels, num_layers=size.num_layers)
-  graphdef, params = nnx.split(abstract(make, LayerConfig(num_heads=size.num_heads)))
+  graphdef, params = nnx.split(abstract_processor(size))
 
   def loss(params: Any, latents: Tokens) -> Float[Array, '']:
     block = nnx.merge(graphdef, params)
@@ -136,13 +140,12 @@ def compiled_processor(size: ProcessorSize, *, naive: bool) -> tuple[Any, Any]:
       latents = block(latents, num_latents_per_timestep=size.num_latents, remat=True)
     return jnp.mean(jnp.square(latents.values))
 
-  return jax.jit(jax.value_and_grad(loss)).lower(params, size.latents()).compile(), params
+  return jax.jit(jax.value_and_grad(loss)).lower(params, size.latents()).compile()
 
 
 def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
   """What the compiler sets aside for the step of `compiled_processor`."""
-  step, _ = compiled_processor(size, naive=naive)
-  return step.memory_analysis().temp_size_in_bytes / 1e9
+  return compiled_processor(size, naive=naive).memory_analysis().temp_size_in_bytes / 1e9
 
 
 def processor_peak_gigabytes(size: ProcessorSize) -> float:
@@ -152,11 +155,9 @@ def processor_peak_gigabytes(size: ProcessorSize) -> float:
 
 def run_processor(size: ProcessorSize) -> dict[str, float]:
   """One step with random numbers; `peak_gigabytes` of this process."""
-  step, shapes = compiled_processor(size, naive=False)
-  random = np.random.default_rng(0)
-  params = jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.02, leaf.shape).astype(np.float32)), shapes)
+  step, params = compiled_processor(size, naive=False), nnx.split(filled(abstract_processor(size), scale=0.02))[1]
   num_rows = size.num_timesteps * size.num_latents
-  values = random.normal(size=(1, num_rows, size.num_latent_channels)).astype(np.float32)
+  values = np.random.default_rng(1).normal(size=(1, num_rows, size.num_latent_channels)).astype(np.float32)
   time = np.arange(size.num_timesteps, dtype=np.int32).repeat(size.num_latents)
   jax.block_until_ready(step(params, Tokens(values=jnp.asarray(values), time=jnp.asarray(time)[None])))
   return {'peak_gigabytes': peak_bytes() / 1e9}

@@ -19,8 +19,8 @@ from perceiver_lib.lessons import tour_probes, unified_bytes, unified_digits, un
 from perceiver_lib.lessons import unified_pronunciation as speech
 from perceiver_lib.lessons import unified_rule as rule
 from perceiver_lib.lessons.prefix_transformer import PrefixTransformer
-from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.models.unified import UnifiedPerceiver
+from perceiver_lib.parameters import abstract
 from tests.support import ROUNDING, assert_close
 
 RECIPE = dataclasses.replace(speech.RECIPES['smoke'], num_timesteps=7)

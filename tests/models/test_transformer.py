@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.adapters import num_parameters
 from perceiver_lib.flops import count_flops
-from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
+from perceiver_lib.parameters import abstract, count
 from perceiver_lib.tokens import Tokens
 from tests.support import as_users_call, assert_close, compiled
 
@@ -39,7 +38,7 @@ def sees(config: TransformerConfig) -> np.ndarray:
 def test_the_paper_baseline_has_its_size_and_flops():
   """Perceiver IO, Tab. 1: 20M parameters, 130B FLOPs."""
   model = abstract(Transformer, TransformerConfig.paper_bytes())
-  assert num_parameters(model) == pytest.approx(20e6, rel=0.02)
+  assert count(model) == pytest.approx(20e6, rel=0.02)
   flops = count_flops(lambda model, ids: model(Tokens(values=ids)), model, jax.ShapeDtypeStruct((1, 2048), jnp.int32))
   assert flops / 1e9 == pytest.approx(129.4, abs=0.05)
 

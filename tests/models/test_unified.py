@@ -16,7 +16,6 @@ from perceiver_lib.attention import block_causal
 from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig, IdentityDecoderConfig
-from perceiver_lib.lessons.tour import abstract
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.last_inputs import latest
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
@@ -27,6 +26,7 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiver,
   UnifiedPerceiverConfig,
 )
+from perceiver_lib.parameters import abstract
 from perceiver_lib.positions import Rotary
 from perceiver_lib.queries import GivenQueries, LearnedQueries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens

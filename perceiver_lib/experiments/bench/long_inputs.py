@@ -27,7 +27,6 @@ LENGTHS = {'16k': 2**14, '64k': 2**16, '256k': 2**18, '1m': 2**20}
 def _ours(size: str, num_bytes: int, train: bool) -> Call:
   import jax.numpy as jnp
   import numpy as np
-  from flax import nnx
 
   from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
   from perceiver_lib.blocks import LayerConfig
@@ -50,7 +49,7 @@ def _ours(size: str, num_bytes: int, train: bool) -> Call:
     cross_attend=LayerConfig(num_heads=8 if size == 'wide' else 1),
     self_attend=LayerConfig(num_heads=8),
   )
-  weights = random_weights(lambda: Perceiver(config, rngs=nnx.Rngs(0)))
+  weights = random_weights(Perceiver, config)
   if train:
     return train_call(*weights, lambda model, tokens: jnp.mean(jnp.square(model(tokens))), tokens)
   return forward_call(*weights, lambda model, tokens: model(tokens), tokens)

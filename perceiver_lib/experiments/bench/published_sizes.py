@@ -27,13 +27,12 @@ def language_model(mixed_precision: bool = False) -> tuple[Any, Any, Any]:
   """Definition and weights of the language model on bytes, and a text."""
   import jax.numpy as jnp
   import numpy as np
-  from flax import nnx
 
   from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
   from perceiver_lib.tokens import Tokens
 
   config = dataclasses.replace(PerceiverIOConfig.paper_language('bytes'), mixed_precision=mixed_precision)
-  weights = random_weights(lambda: PerceiverIO(config, rngs=nnx.Rngs(0)))
+  weights = random_weights(PerceiverIO, config)
   ids = jnp.asarray(np.random.default_rng(0).integers(6, 262, (1, LENGTH)), jnp.int32)
   return *weights, Tokens(values=ids, position=jnp.arange(LENGTH, dtype=jnp.int32)[None, :, None])
 
@@ -68,14 +67,13 @@ def _language_hugging_face(train: bool, mixed_precision: bool = False) -> Call:
 def _image(train: bool) -> Call:
   import jax.numpy as jnp
   import numpy as np
-  from flax import nnx
 
   from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
   from perceiver_lib.positions import grid
   from perceiver_lib.tokens import Tokens
   from perceiver_lib.training.losses import cross_entropy
 
-  weights = random_weights(lambda: PerceiverIO(PerceiverIOConfig.paper_imagenet('fourier'), rngs=nnx.Rngs(0)))
+  weights = random_weights(PerceiverIO, PerceiverIOConfig.paper_imagenet('fourier'))
   shape = (IMAGE_SIZE, IMAGE_SIZE)
   values = np.random.default_rng(0).uniform(-1, 1, (1, IMAGE_SIZE**2, 3))
   tokens = Tokens(values=jnp.asarray(values, jnp.float32), position=jnp.asarray(grid(shape))[None])
@@ -103,13 +101,12 @@ def _image_hugging_face(train: bool) -> Call:
 def _flow() -> Call:
   import jax.numpy as jnp
   import numpy as np
-  from flax import nnx
 
   from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
   from perceiver_lib.positions import grid
   from perceiver_lib.tokens import Tokens
 
-  weights = random_weights(lambda: PerceiverIO(PerceiverIOConfig.paper_flow('large'), rngs=nnx.Rngs(0)))
+  weights = random_weights(PerceiverIO, PerceiverIOConfig.paper_flow('large'))
   num_pixels = FLOW_SHAPE[0] * FLOW_SHAPE[1]
   values = np.random.default_rng(0).uniform(-1, 1, (1, num_pixels, 54))
   tokens = Tokens(values=jnp.asarray(values, jnp.float32), position=jnp.asarray(grid(FLOW_SHAPE))[None])

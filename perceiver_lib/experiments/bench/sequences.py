@@ -20,7 +20,6 @@ PROMPT = CONTEXT - NUM_NEW
 
 
 def _model(num_channels: int = NUM_CHANNELS, num_latents: int = NUM_LATENTS):
-  from flax import nnx
 
   from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 
@@ -31,7 +30,7 @@ def _model(num_channels: int = NUM_CHANNELS, num_latents: int = NUM_LATENTS):
     num_heads=NUM_HEADS,
     vocabulary_size=VOCABULARY,
   )
-  return random_weights(lambda: PerceiverAR(config, rngs=nnx.Rngs(0)))
+  return random_weights(PerceiverAR, config)
 
 
 def _train(context: int = CONTEXT, num_channels: int = NUM_CHANNELS, num_latents: int = NUM_LATENTS) -> Call:

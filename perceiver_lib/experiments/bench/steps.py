@@ -7,22 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from perceiver_lib.experiments.bench.harness import Call
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.training.host import keep_freed_memory
 
 LEARNING_RATE = 1e-4
 
 
-def random_weights(build: Callable[[], nnx.Module]) -> tuple[Any, Any]:
+def random_weights(model: Callable[..., nnx.Module], config: Any) -> tuple[Any, Any]:
   """The definition of a model and weights of a plausible size: neither time nor memory depends on their values."""
-  graphdef, shapes = nnx.split(nnx.eval_shape(build))
-  random = np.random.default_rng(0)
-  return graphdef, jax.tree.map(lambda s: jnp.asarray(random.normal(size=s.shape).astype(np.float32) * 0.02), shapes)
+  return nnx.split(filled(abstract(model, config), scale=0.02))
 
 
 def forward_call(graphdef: Any, weights: Any, forward: Callable[..., Any], *inputs: Any) -> Call:
