@@ -17,8 +17,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention.attend import KeyValueReader, attend
-from perceiver_lib.attention.block_causal import CausalLatentBlock
-from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.environment import peak_bytes
 from perceiver_lib.experiments.processes import answer_of
@@ -118,8 +117,8 @@ class ProcessorSize:
     )
 
 
-def abstract_processor(size: ProcessorSize) -> CausalLatentBlock:
-  make = functools.partial(CausalLatentBlock, num_channels=size.num_latent_channels, num_layers=size.num_layers)
+def abstract_processor(size: ProcessorSize) -> LatentBlock:
+  make = functools.partial(LatentBlock, num_channels=size.num_latent_channels, num_layers=size.num_layers)
   return abstract(make, LayerConfig(num_heads=size.num_heads))
 
 
@@ -127,7 +126,7 @@ def compiled_processor(size: ProcessorSize, *, naive: bool) -> Any:
   """Forward and backward through the latents' self-attention, compiled but not run.
 
   Args:
-    naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `CausalLatentBlock` with remat.
+    naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `LatentBlock` with remat.
   """
   graphdef, params = nnx.split(abstract_processor(size))
 

@@ -175,7 +175,6 @@ def windowed(layer: SelfAttention, tokens: Tokens, block: int, rngs: nnx.Rngs | 
     query_time=rearrange(time, 'b n block -> (b n) block'),
     key_time=with_previous(time, 2),
     key_valid=with_previous(valid, 2),
-    dropout=layer.attention.weight_dropout(rngs),
   )
   output = rearrange(output, '(b n) h block k -> b h (n block) k', b=b)
   return layer.finish(tokens, output[:, :, :m], rngs=rngs)
