@@ -145,7 +145,7 @@ class Decoder(nnx.Module):
       queries: raw queries, for the kind of query that the config names.
       input_adapter: the model's, for queries made of input features and for a tied output.
       chunk_size: queries decoded at a time, in a loop whose memory does not grow with their number; None = all at once.
-      rngs: a `dropout` stream for training.
+      rngs: see `models`.
 
     Raises:
       ValueError: if shapes do not fit the config or the latents.

@@ -187,9 +187,7 @@ class PerceiverAR(nnx.Module):
       inputs: raw tokens `[b, m, ...]` in order, with padding on either side or in between, and without time. Where
         they carry no position, a token's position is the number of valid tokens before it.
       num_latents: N of this call; None = the config's.
-      chunk_size: input tokens read at a time; None = chosen from the shapes.
-      remat: recompute latent layers in the backward pass.
-      rngs: a `dropout` stream for training.
+      chunk_size, remat, rngs: see `models`.
 
     Returns:
       Tokens with logits `[b, n, e]`; `time` is the index of the last input that they know, -1 where a row has fewer

@@ -173,9 +173,7 @@ class UnifiedPerceiver(nnx.Module):
       inputs: raw tokens, by modality where the adapter is, in any order and any number a timestep; all of them with a
         time, or none. Timesteps count from 0; a source has SOURCE_TIME; inputs from timestep T on are never read.
       num_timesteps: T of this call, for learned latents; None = the config's.
-      chunk_size: input tokens read at a time; None = chosen from the shapes.
-      remat: recompute latent layers in the backward pass.
-      rngs: a `dropout` stream for training.
+      chunk_size, remat, rngs: see `models`.
 
     Raises:
       ValueError: for timed tokens beside timeless ones, and for timeless inputs of more than one timestep.
@@ -269,8 +267,8 @@ class UnifiedPerceiver(nnx.Module):
     Args:
       latents: of `encode`.
       queries: raw queries of the kind that the config names; the time of each is the last timestep that it may know.
-      chunk_size: queries decoded at a time.
-      rngs: a `dropout` stream for training.
+      chunk_size: queries decoded at a time; None = all at once.
+      rngs: see `models`.
     """
     if isinstance(self.config.decoder, DecoderConfig):
       if queries is None:

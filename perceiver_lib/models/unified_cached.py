@@ -53,7 +53,7 @@ def start(
     inputs: raw tokens with SOURCE_TIME or a timestep below `num_timesteps`; modalities may be missing.
     num_timesteps: already known, 0 where there is nothing but a source.
     max_timesteps: the cache's room.
-    chunk_size: input tokens read at a time; None = chosen from the shapes.
+    chunk_size: see `models`.
 
   Returns:
     The cache, and the latents `[b, t * s, d]` of the known timesteps.
