@@ -13,7 +13,7 @@ if 'xla_backend_optimization_level' not in os.environ.get('XLA_FLAGS', ''):
 import jax
 
 import tests.typechecker  # noqa: F401 -- the import hook of jaxtyping looks it up as an attribute of `tests`
-from perceiver_lib.training.fit import enable_compilation_cache
+from perceiver_lib.training.host import enable_compilation_cache
 
 os.environ.setdefault('MPLBACKEND', 'Agg')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')

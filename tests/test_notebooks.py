@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perceiver_lib.experiments import runner
-from perceiver_lib.experiments.bands import load_bands
+from perceiver_lib.experiments.bands import load_declarations
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json
 from perceiver_lib.experiments.notebooks import load
@@ -95,11 +95,11 @@ def test_a_notebook_runs_to_its_end_in_the_smoke_profile(path, tmp_path):
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_has_bands_for_the_demo_profile(path):
-  assert load_bands(FOLDER / 'bands.json').get(path.stem, {}).get('demo')
+  assert load_declarations(FOLDER / 'bands.json')[path.stem].bands('demo')
 
 
-def test_bands_belong_to_notebooks_that_exist():
-  assert set(load_bands(FOLDER / 'bands.json')) <= {path.stem for path in NOTEBOOKS}
+def test_declarations_belong_to_notebooks_that_exist():
+  assert set(load_declarations(FOLDER / 'bands.json')) == {path.stem for path in NOTEBOOKS}
 
 
 def test_a_clean_notebook_passes_the_lint(tmp_path):

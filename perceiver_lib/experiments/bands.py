@@ -1,21 +1,29 @@
-"""The committed bands that a metric must stay in: `notebooks/bands.json`, one entry a notebook, profile and metric.
+"""What a notebook must show, declared once: `notebooks/bands.json` names its figures and metrics, and bounds those.
 
-    {"01_perceiver_images_as_bytes": {"demo": {"test_accuracy": {"min": 95, "max": 100, "reason": "three seeds: ..."}}}}
+    {"01_perceiver_images_as_bytes": {
+      "figures": ["learning_curve"],
+      "metrics": {
+        "test_accuracy": {"demo": {"min": 93, "max": 100, "reason": "three seeds: ..."}},
+        "train_seconds": {}
+      }}}
 
-Either bound may be left out; the reason may not.
+A metric without a band informs and never fails a run. Either bound may be left out; the reason may not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.profiles import PROFILES
 
 FILE_NAME = 'bands.json'
+_NAME = re.compile(r'[a-z0-9][a-z0-9_]*')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +48,24 @@ class Band:
     return {**bounds, 'reason': self.reason}
 
 
-def load_bands(path: Path) -> Mapping[str, Mapping[str, Mapping[str, Band]]]:
-  """Bands by notebook, profile and metric; empty where there is no such file.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Declaration:
+  """What one notebook must have shown when it ends.
+
+  Attributes:
+    figures: slugs.
+    metrics: by name, the band of each profile that has one.
+  """
+
+  figures: tuple[str, ...]
+  metrics: Mapping[str, Mapping[str, Band]]
+
+  def bands(self, profile: str) -> dict[str, Band]:
+    return {name: by_profile[profile] for name, by_profile in self.metrics.items() if profile in by_profile}
+
+
+def load_declarations(path: Path) -> dict[str, Declaration]:
+  """Declarations by notebook; empty where there is no such file.
 
   Raises:
     RequestError: if the file is not JSON or an entry is malformed; the sentence names the entry.
@@ -52,14 +76,28 @@ def load_bands(path: Path) -> Mapping[str, Mapping[str, Mapping[str, Band]]]:
     return {}
   except json.JSONDecodeError as error:
     raise RequestError(f'{path} is not JSON: {error}.') from None
-  bands: dict[str, dict[str, dict[str, Band]]] = {}
-  for notebook, by_profile in content.items():
-    for profile, by_metric in by_profile.items():
-      if profile not in PROFILES:
-        raise RequestError(f'{path}: {notebook} has bands for an unknown profile {profile!r}.')
-      for metric, entry in by_metric.items():
-        bands.setdefault(notebook, {}).setdefault(profile, {})[metric] = _band(entry, f'{notebook}/{profile}/{metric}')
-  return bands
+  return {notebook: _declaration(entry, f'{path.name}/{notebook}') for notebook, entry in content.items()}
+
+
+def _declaration(entry: Any, where: str) -> Declaration:
+  if not isinstance(entry, dict) or set(entry) != {'figures', 'metrics'}:
+    raise RequestError(f'{where} must hold "figures" and "metrics", nothing else.')
+  figures, metrics = entry['figures'], entry['metrics']
+  for name in [*figures, *metrics]:
+    if not _NAME.fullmatch(name):
+      raise RequestError(f'{where} declares {name!r}; names are lower-case letters, digits and underscores.')
+  if len(set(figures)) < len(figures):
+    raise RequestError(f'{where} declares a figure twice: {figures}.')
+  for name, by_profile in metrics.items():
+    if unknown := sorted(set(by_profile) - set(PROFILES)):
+      raise RequestError(f'{where}/{name} has a band for an unknown profile {unknown[0]!r}.')
+  return Declaration(
+    figures=tuple(figures),
+    metrics={
+      name: {profile: _band(band, f'{where}/{name}/{profile}') for profile, band in by_profile.items()}
+      for name, by_profile in metrics.items()
+    },
+  )
 
 
 def _band(entry: Mapping[str, object], where: str) -> Band:

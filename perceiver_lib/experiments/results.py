@@ -11,8 +11,10 @@ from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json, write_json, write_text
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.report import describe_band
+from perceiver_lib.experiments.tables import markdown
 from perceiver_lib.experiments.text import describe_number, describe_paper
 
+RECORDED = ('metric', 'value', 'unit', 'baseline', 'baseline_value', 'baselines', 'paper', 'band')
 TABLE_START, TABLE_END = '<!-- results: start -->', '<!-- results: end -->'
 
 
@@ -84,7 +86,7 @@ def result_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     {
       'notebook': manifest['notebook'],
       'profile': manifest['profile'],
-      **{name: metric[name] for name in ('metric', 'value', 'unit', 'baseline', 'baseline_value', 'paper', 'band')},
+      **{name: metric[name] for name in RECORDED},
       'seed': manifest['seed'],
       'device': environment['device'],
       'date': manifest['finished'][:10],
@@ -97,7 +99,7 @@ def result_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
   """The records as a Markdown table: every number beside its baseline, the paper's value and its scale."""
   columns = ('notebook', 'metric', 'measured', 'baseline', 'paper', 'band', 'profile, device')
-  lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
+  lines = []
   for row in rows:
     baseline = '–'
     if row['baseline'] is not None:
@@ -111,5 +113,5 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
       describe_band(row['band']) or '–',
       f'{row["profile"]}, {row["device"]}',
     ]
-    lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |')
-  return '\n'.join(lines)
+    lines.append(cells)
+  return markdown(columns, lines)

@@ -1,13 +1,15 @@
-"""The run context: what a notebook declares, records as it goes, and must have shown when it ends.
+"""The run context: what a notebook records as it goes, and must have shown when it ends.
 
-    run = start_run('01_perceiver_images_as_bytes', profile=profile, seed=seed, run_dir=run_dir,
-                    metrics=['test_accuracy'], figures=['learning_curve'])
-    run.log_metric('test_accuracy', 97.1, unit='%', baseline='linear classifier', baseline_value=89.0)
-    run.save_figure(figure, 'learning_curve', alt='Validation accuracy rises to 97 % within 900 steps.')
+    run = start_run('01_perceiver_images_as_bytes', profile=profile, seed=seed, run_dir=run_dir)
+    sizes = run.sizes(smoke={'steps': 3}, demo={'steps': 900}, full={'steps': 20_000})
+    result = fit(..., num_steps=sizes.steps, checkpoint=run.checkpoint('main', config=config, sizes=sizes))
+    run.log('test_accuracy', 97.1, '%', baselines={'linear classifier': 89.0, 'small CNN': 96.0}, best=max)
+    run.save_figure(figure, 'learning_curve')
     run.finish()
 
-Everything lies in one folder: `metrics.jsonl` (a line at once, on the disk before the call returns), `figures/`,
-`checkpoints/`, and at the end `manifest.json`, whose status "complete" only `finish()` writes.
+Its metrics and figures are declared in `notebooks/bands.json` (`experiments.bands`). Everything lies in one folder:
+`metrics.jsonl` (a line at once, on the disk before the call returns), `figures/`, `checkpoints/`, and at the end
+`manifest.json`, whose status "complete" only `finish()` writes.
 """
 
 from __future__ import annotations
@@ -16,42 +18,35 @@ import dataclasses
 import datetime
 import hashlib
 import math
-import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from perceiver_lib.experiments.bands import FILE_NAME as BANDS_FILE
-from perceiver_lib.experiments.bands import Band, load_bands
+from perceiver_lib.experiments.bands import Declaration, load_declarations
 from perceiver_lib.experiments.environment import Stamp, environment_stamp
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import in_notebook, save_figure_files, show_in_notebook
 from perceiver_lib.experiments.files import append_record, project_root, read_json, set_aside, write_json
 from perceiver_lib.experiments.notebooks import notebook_hash
-from perceiver_lib.experiments.profiles import check_profile
-from perceiver_lib.experiments.text import describe_metric
-from perceiver_lib.training.fit import enable_compilation_cache
+from perceiver_lib.experiments.profiles import PROFILES, check_profile
+from perceiver_lib.experiments.tables import Table
+from perceiver_lib.experiments.text import describe_metric, describe_number, describe_paper
+from perceiver_lib.training.checkpoints import Checkpointing, fingerprint
+from perceiver_lib.training.host import enable_compilation_cache
 
 METRIC_MIME_TYPE = 'application/vnd.perceiver.metric+json'
 OWN_FILES = ('manifest.json', 'metrics.jsonl', 'figures')
-_NAME = re.compile(r'[a-z0-9][a-z0-9_]*')
 
 
 class RunIncomplete(AssertionError):
   """A notebook reached its end without having shown what it declared. The text lists what is missing or off."""
 
 
-def start_run(
-  notebook: str,
-  *,
-  profile: str,
-  seed: int,
-  run_dir: str = '',
-  metrics: Sequence[str],
-  figures: Sequence[str],
-) -> Run:
+def start_run(notebook: str, *, profile: str, seed: int, run_dir: str = '') -> Run:
   """Opens the run of one notebook, with JAX's persistent compilation cache on.
 
   Args:
@@ -59,27 +54,23 @@ def start_run(
     profile: one of `profiles.PROFILES`.
     seed: of everything random in the notebook.
     run_dir: the notebook's own folder, given by the runner. Empty: `runs/interactive-<time>` under the project.
-    metrics: every metric that will be logged; lower-case words joined by underscores.
-    figures: the slug of every figure that will be saved; as above.
 
   Raises:
-    RequestError: for an unknown profile, a malformed or repeated name, or a kernel of another environment.
+    RequestError: for an unknown profile, a malformed declaration, or a kernel of another environment.
   """
   check_profile(profile)
-  for kind, names in (('metric', metrics), ('figure', figures)):
-    for name in names:
-      if not _NAME.fullmatch(name):
-        raise RequestError(f'The {kind} name {name!r} must be lower-case letters, digits and underscores.')
-    if len(set(names)) < len(names):
-      raise RequestError(f'A {kind} name is declared twice in {list(names)}.')
   directory = Path(run_dir).resolve() if run_dir else _interactive_directory()
-  directory.mkdir(parents=True, exist_ok=True)
   request = read_json(directory / 'request.json') or {}
   if request and request['executable'] != sys.executable:
     raise RequestError(
       f'This kernel runs {sys.executable}, the runner runs {request["executable"]}: '
       'a python3 kernel of another environment was started; reinstall ipykernel in this one.'
     )
+  source = Path(request['source']) if request else project_root() / 'notebooks' / f'{notebook}.ipynb'
+  declared = load_declarations(source.parent / BANDS_FILE).get(notebook)
+  if request and declared is None:
+    raise RequestError(f'{source.parent / BANDS_FILE} does not say which metrics and figures {notebook} must show.')
+  directory.mkdir(parents=True, exist_ok=True)
   set_aside(directory, OWN_FILES)
   enable_compilation_cache()
   return Run(
@@ -87,9 +78,10 @@ def start_run(
     profile=profile,
     seed=seed,
     directory=directory,
-    metrics=metrics,
-    figures=figures,
-    request=request,
+    source=source,
+    declared=declared,
+    # A changed parameter is another experiment, and interactively nobody knows what was changed: bands inform there.
+    bands_bind=bool(request) and not request['overrides'],
   )
 
 
@@ -108,31 +100,61 @@ class Run:
     profile: str,
     seed: int,
     directory: Path,
-    metrics: Sequence[str],
-    figures: Sequence[str],
-    request: Mapping[str, Any],
+    source: Path,
+    declared: Declaration | None,
+    bands_bind: bool,
   ):
     self.notebook, self.profile, self.seed, self.directory = notebook, profile, seed, directory
-    self._declared_metrics, self._declared_figures = tuple(metrics), tuple(figures)
-    root = project_root()
-    source = Path(request['source']) if request else root / 'notebooks' / f'{notebook}.ipynb'
+    self._declared = declared
+    self._bands = declared.bands(profile) if declared else {}
+    self._bands_bind = bands_bind
     self._notebook_hash = notebook_hash(source) if source.exists() else ''
-    self._bands = load_bands(source.parent / BANDS_FILE).get(notebook, {}).get(profile, {})
-    # A changed parameter is another experiment, and interactively nobody knows what was changed: bands inform there.
-    self._bands_bind = bool(request) and not request['overrides']
-    self._environment = environment_stamp(root)
+    self._environment = environment_stamp(project_root())
     self._started, self._start_time = _now(), time.monotonic()
     self._metrics: dict[str, dict[str, Any]] = {}
     self._figures: dict[str, dict[str, Any]] = {}
     self._data: list[dict[str, Any]] = []
+    self._sizes: dict[str, Any] = {}
 
   def __repr__(self) -> str:
     return f'Run({self.notebook}, profile {self.profile}, seed {self.seed})'
 
-  @property
-  def checkpoint_dir(self) -> Path:
-    """Where training keeps what it needs to continue; survives a resumed run."""
-    return self.directory / 'checkpoints'
+  def checkpoint(self, name: str, *, every: int | None = None, **settings: Any) -> Checkpointing:
+    """Where one training of this run keeps what it needs to continue, for `fit`; survives a resumed run.
+
+    Args:
+      name: of the training, unique in the notebook.
+      every: steps between checkpoints; None = a tenth of the training.
+      settings: everything that makes the training what it is and that `fit` does not see: config, data checksum, sizes.
+        A checkpoint with other settings is never used.
+    """
+    if isinstance(sizes := settings.get('sizes'), types.SimpleNamespace):
+      settings['sizes'] = vars(sizes)
+    return Checkpointing(
+      directory=self.directory / 'checkpoints' / name, fingerprint=fingerprint(**settings), every=every
+    )
+
+  def sizes(self, **profiles: Mapping[str, Any]) -> types.SimpleNamespace:
+    """The sizes of this profile as attributes, after a table of those of all profiles.
+
+    Args:
+      profiles: sizes by profile: `smoke={'steps': 3}, demo={'steps': 900}`; every profile has the same names.
+
+    Raises:
+      RequestError: if this run's profile is not among them, or their names differ.
+    """
+    if unknown := sorted(set(profiles) - set(PROFILES)):
+      raise RequestError(f'Unknown profile {unknown[0]!r}; choose from {", ".join(PROFILES)}.')
+    if self.profile not in profiles:
+      raise RequestError(f'This notebook has no {self.profile!r} profile; it offers {", ".join(profiles)}.')
+    names = list(profiles[self.profile])
+    for profile, sizes in profiles.items():
+      if different := sorted(set(names) ^ set(sizes)):
+        raise RequestError(f'Profiles {self.profile} and {profile} must name the same sizes; {different[0]!r} differs.')
+    self._sizes = dict(profiles[self.profile])
+    header = ['size', *(f'**{name}**' if name == self.profile else name for name in profiles)]
+    _display(Table(header, [[name, *(_plain(sizes[name]) for sizes in profiles.values())] for name in names]))
+    return types.SimpleNamespace(**self._sizes)
 
   def environment(self) -> Stamp:
     """The stamp of this run: versions, devices, commit, seed, notebook hash, start time. Shown as a list."""
@@ -144,39 +166,46 @@ class Run:
     self._data.append(dataclasses.asdict(provenance))
     print(provenance)
 
-  def log_metric(
+  def log(
     self,
     name: str,
     value: Any,
-    *,
     unit: str = '',
-    baseline: str | None = None,
-    baseline_value: Any = None,
+    *,
+    baselines: Mapping[str, Any] | None = None,
+    best: Callable | None = None,
     paper: float | str | None = None,
   ) -> None:
-    """Records a number for good and shows it beside what it must be compared with. The last value of a name counts.
+    """Records a number for good and shows it beside the strongest of what it must be compared with.
+
+    The last value of a name counts.
 
     Args:
       name: one of the declared metrics.
       value: a real number: Python, NumPy or JAX scalar.
       unit: '%', 'bits/byte', 's', ...
-      baseline: what was done instead, in words.
-      baseline_value: what that reached, in the same unit.
+      baselines: what else was measured, or what the control reached, in words and in the same unit.
+      best: `max` or `min`, which of several baselines is the strongest.
       paper: the published value, as a number or as words with its place ('78.0, Table 2').
 
     Raises:
-      RequestError: for an undeclared name, something that is no number, or half a baseline.
+      RequestError: for an undeclared name, something that is no number, or several baselines without `best`.
     """
-    if name not in self._declared_metrics:
-      raise RequestError(f'Metric {name!r} was not declared; start_run got {list(self._declared_metrics)}.')
-    if (baseline is None) != (baseline_value is None):
-      raise RequestError(f'Metric {name!r}: give baseline (words) and baseline_value (number) together.')
+    if self._declared is not None and name not in self._declared.metrics:
+      raise RequestError(f'Metric {name!r} is not declared; {BANDS_FILE} has {list(self._declared.metrics)}.')
+    baselines = {words: _number(number, f'{name} baseline') for words, number in (baselines or {}).items()}
+    if best not in (None, max, min) or (best is None and len(baselines) > 1):
+      raise RequestError(f'Metric {name!r} has several baselines; say best=max or best=min: which is the strongest.')
+    # One that is no finite number is never the strongest.
+    usable = {words: number for words, number in baselines.items() if math.isfinite(number)} or baselines
+    strongest = (best or max)(usable, key=usable.get) if usable else None
     record = {
       'metric': name,
       'value': _as_json(_number(value, name)),
       'unit': unit,
-      'baseline': baseline,
-      'baseline_value': None if baseline_value is None else _as_json(_number(baseline_value, f'{name} baseline')),
+      'baseline': strongest,
+      'baseline_value': None if strongest is None else _as_json(baselines[strongest]),
+      'baselines': {words: _as_json(number) for words, number in baselines.items()},
       'paper': paper,
     }
     append_record(self.directory / 'metrics.jsonl', {**record, 'time': _now()})
@@ -186,19 +215,47 @@ class Run:
 
       display({METRIC_MIME_TYPE: record, 'text/plain': describe_metric(record)}, raw=True)
 
-  def save_figure(self, figure: Any, slug: str, *, alt: str) -> None:
+  def results(self, *names: str) -> Table:
+    """What was logged so far, as a table: every number beside each of its baselines and the paper's value.
+
+    Args:
+      names: metrics in this order; none = all.
+
+    Raises:
+      RequestError: for a name that was not logged.
+    """
+    if missing := [name for name in names if name not in self._metrics]:
+      raise RequestError(f'Metric {missing[0]!r} was not logged yet; there are {", ".join(self._metrics)}.')
+    rows = []
+    for record in [self._metrics[name] for name in names or self._metrics]:
+      # The strongest stands first.
+      others = sorted(record['baselines'].items(), key=lambda item: item[0] != record['baseline'])
+      rows.append(
+        [
+          record['metric'].replace('_', ' '),
+          describe_number(record['value'], record['unit']),
+          '; '.join(f'{describe_number(number, record["unit"])} {words}' for words, number in others) or '–',
+          describe_paper(record) or '–',
+        ]
+      )
+    return Table(
+      ['metric', f'measured ({self.profile}, seed {self.seed})', 'beside it, strongest first', 'paper'], rows
+    )
+
+  def save_figure(self, figure: Any, slug: str, *, alt: str | None = None) -> None:
     """Saves a matplotlib figure as PNG at 150 dpi (and SVG where that is small) and shows it, once.
 
     Args:
       figure: a matplotlib Figure.
       slug: one of the declared figures.
-      alt: what there is to see, in a sentence.
+      alt: what there is to see, in a sentence; None = what the plotting function said (`figure.alt`).
 
     Raises:
-      RequestError: for an undeclared slug, an empty alt text, or a blank figure.
+      RequestError: for an undeclared slug, no alt text, or a blank figure.
     """
-    if slug not in self._declared_figures:
-      raise RequestError(f'Figure {slug!r} was not declared; start_run got {list(self._declared_figures)}.')
+    if self._declared is not None and slug not in self._declared.figures:
+      raise RequestError(f'Figure {slug!r} is not declared; {BANDS_FILE} has {list(self._declared.figures)}.')
+    alt = alt or getattr(figure, 'alt', '')
     if not alt.strip():
       raise RequestError(f'Figure {slug!r} needs an alt text: one sentence that says what there is to see.')
     stamp = {
@@ -222,19 +279,15 @@ class Run:
       RunIncomplete: listing everything that is missing or off. The manifest then says "failed".
     """
     metrics = {name: self._judged(record) for name, record in self._metrics.items()}
-    problems = [
-      f'metric {name!r} was declared but not logged' for name in self._declared_metrics if name not in metrics
-    ]
+    declared = self._declared or Declaration(figures=tuple(self._figures), metrics={name: {} for name in metrics})
+    problems = [f'metric {name!r} was declared but not logged' for name in declared.metrics if name not in metrics]
     for name, record in metrics.items():
       value, band = record['value'], self._bands.get(name)
       if isinstance(value, str):
         problems.append(f'metric {name!r} is {value}, not a finite number')
       elif self._bands_bind and record['in_band'] is False:
         problems.append(f'metric {name!r} is {value:.6g}, outside its band {band} ({band.reason})')
-    for name in self._bands if self._bands_bind else ():
-      if name not in self._declared_metrics:
-        problems.append(f'metric {name!r} has a band but is not declared')
-    for slug in self._declared_figures:
+    for slug in declared.figures:
       if slug not in self._figures:
         problems.append(f'figure {slug!r} was declared but not saved')
       elif not all((self.directory / 'figures' / file).is_file() for file in self._figures[slug]['files']):
@@ -251,6 +304,7 @@ class Run:
       'finished': _now(),
       'seconds': round(time.monotonic() - self._start_time, 3),
       'environment': dict(self._environment),
+      'sizes': self._sizes,
       'data': self._data,
       'metrics': metrics,
       'figures': list(self._figures.values()),
@@ -262,7 +316,7 @@ class Run:
     print(f'{self.notebook} ({self.profile}) is complete: {shown}, {manifest["seconds"]:.0f} s.')
 
   def _judged(self, record: dict[str, Any]) -> dict[str, Any]:
-    band: Band | None = self._bands.get(record['metric'])
+    band = self._bands.get(record['metric'])
     if band is None:
       return {**record, 'band': None, 'in_band': None}
     return {
@@ -292,6 +346,17 @@ def _number(value: Any, name: str) -> float | int:
 
 def _as_json(value: float) -> float | str:
   return value if math.isfinite(value) else str(float(value))
+
+
+def _plain(value: Any) -> str:
+  return f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _display(table: Table) -> None:
+  if in_notebook():
+    from IPython.display import display
+
+    display(table)
 
 
 def _now() -> str:

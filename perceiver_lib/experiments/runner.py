@@ -26,7 +26,7 @@ from typing import Any
 
 from perceiver_lib.experiments import errors, pages, report
 from perceiver_lib.experiments.bands import FILE_NAME as BANDS_FILE
-from perceiver_lib.experiments.bands import load_bands
+from perceiver_lib.experiments.bands import load_declarations
 from perceiver_lib.experiments.environment import git_commit, kernel_environment
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json, set_aside, write_json
@@ -102,7 +102,7 @@ def reproduce(
       raise RequestError(f'Parameter {name!r} is set by the runner; use --{name.replace("_", "-")} instead of --set.')
   selected = select(discover(notebooks_folder), only)
   parameters = {n.name: n.resolve({'profile': profile, **overrides}) for n in selected}
-  load_bands(notebooks_folder / BANDS_FILE)
+  load_declarations(notebooks_folder / BANDS_FILE)
   folder = resume or _new_folder(run_dir, notebooks_folder.parent, profile)
   folder = folder.resolve()
   with _locked(folder):

@@ -238,8 +238,9 @@ def train_copier(recipe: AttentionRecipe, *, seed: int, **fit_settings: Any) -> 
     return {'lookup': lookup.max(), 'map': weights[0].astype(np.float16)}
 
   model = mirrored_copy.copy_model(recipe.copy, seed)
-  every = max(1, rung.num_steps // recipe.snapshots)
-  return mirrored_copy.climb(model, rung, recipe.copy, seed, evaluate=snapshot, evaluate_every=every, **fit_settings)
+  return mirrored_copy.climb(
+    model, rung, recipe.copy, seed, evaluate=snapshot, evaluations=recipe.snapshots, **fit_settings
+  )
 
 
 # Words.

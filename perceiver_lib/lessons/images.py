@@ -139,7 +139,7 @@ def train_classifier(
   recipe: ImageRecipe,
   num_steps: int,
   seed: int,
-  evaluations: int = 0,
+  evaluations: int = 1,
   **fit_settings: Any,
 ) -> FitResult:
   """AdamW with warm-up and a cosine, and a moving average of the weights; validation accuracy `evaluations` times."""
@@ -153,7 +153,7 @@ def train_classifier(
     num_steps=num_steps,
     seed=seed,
     evaluate=lambda trained: {'validation_accuracy': accuracy_percent(forward, trained, validation)},
-    evaluate_every=num_steps // evaluations if evaluations else 0,
+    evaluations=evaluations,
     ema_decay=0.99,
     **fit_settings,
   )

@@ -206,7 +206,7 @@ def train_masked(
   seed: int,
   length: int | None = None,
   batch_size: int | None = None,
-  evaluations: int = 0,
+  evaluations: int = 1,
   **fit_settings: Any,
 ) -> FitResult:
   """AdamW with warm-up and a cosine, and a moving average of the weights; validation `evaluations` times."""
@@ -229,7 +229,7 @@ def train_masked(
     num_steps=num_steps,
     seed=seed,
     evaluate=evaluate,
-    evaluate_every=num_steps // evaluations if evaluations else 0,
+    evaluations=evaluations,
     ema_decay=0.995,
     **fit_settings,
   )

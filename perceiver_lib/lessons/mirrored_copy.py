@@ -219,8 +219,9 @@ def climb(
     ),
     num_steps=rung.num_steps,
     seed=seed,
-    checkpoint_dir=checkpoint_dir,
-    checkpoint_every=rung.num_steps if checkpoint_dir else None,
-    fingerprint=checkpoints.fingerprint(**settings) if checkpoint_dir else None,
+    checkpoint=checkpoint_dir
+    and checkpoints.Checkpointing(
+      directory=checkpoint_dir, fingerprint=checkpoints.fingerprint(**settings), every=rung.num_steps
+    ),
     **fit_settings,
   )

@@ -212,7 +212,7 @@ def train_flow(
   recipe: FlowRecipe,
   num_steps: int,
   seed: int,
-  evaluations: int = 0,
+  evaluations: int = 1,
   **fit_settings: Any,
 ) -> FitResult:
   """AdamW with warm-up and a cosine, a moving average of the weights, and motion that grows over the first steps.
@@ -231,7 +231,7 @@ def train_flow(
     num_steps=num_steps,
     seed=seed,
     evaluate=lambda trained: {'validation_epe': mean_error(read, trained, validation)},
-    evaluate_every=num_steps // evaluations if evaluations else 0,
+    evaluations=evaluations,
     ema_decay=0.99,
     **fit_settings,
   )

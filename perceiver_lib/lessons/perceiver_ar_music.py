@@ -194,10 +194,13 @@ def train_music(
     num_steps=recipe.train_steps,
     seed=seed,
     evaluate=evaluate,
-    evaluate_every=max(1, recipe.train_steps // evaluations),
-    checkpoint_dir=checkpoint_dir,
-    checkpoint_every=max(1, recipe.train_steps // 4) if checkpoint_dir else None,
-    fingerprint=checkpoints.fingerprint(pieces=train.names, **identity) if checkpoint_dir else None,
+    evaluations=evaluations,
+    checkpoint=checkpoint_dir
+    and checkpoints.Checkpointing(
+      directory=checkpoint_dir,
+      fingerprint=checkpoints.fingerprint(pieces=train.names, **identity),
+      every=max(1, recipe.train_steps // 4),
+    ),
   )
 
 

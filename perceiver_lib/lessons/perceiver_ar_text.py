@@ -212,13 +212,12 @@ def train_language_model(
     num_steps=recipe.train_steps,
     seed=seed,
     evaluate=evaluate,
-    evaluate_every=max(1, recipe.train_steps // evaluations),
-    checkpoint_dir=checkpoint_dir,
-    checkpoint_every=max(1, recipe.train_steps // 4) if checkpoint_dir else None,
-    fingerprint=(
-      checkpoints.fingerprint(task='language', recipe=recipe, data=train.checksum, evaluations=evaluations)
-      if checkpoint_dir
-      else None
+    evaluations=evaluations,
+    checkpoint=checkpoint_dir
+    and checkpoints.Checkpointing(
+      directory=checkpoint_dir,
+      fingerprint=checkpoints.fingerprint(task='language', recipe=recipe, data=train.checksum, evaluations=evaluations),
+      every=max(1, recipe.train_steps // 4),
     ),
   )
 

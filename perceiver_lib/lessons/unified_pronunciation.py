@@ -233,7 +233,7 @@ def train_speller(
     num_steps=num_steps,
     seed=seed,
     evaluate=evaluate,
-    evaluate_every=max(1, num_steps // evaluations),
+    evaluations=evaluations,
     ema_decay=0.99,
     **fit_settings,
   )

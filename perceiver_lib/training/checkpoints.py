@@ -48,6 +48,24 @@ def fingerprint(**config: Any) -> str:
   return hashlib.sha256(json.dumps(config, sort_keys=True, default=plain).encode()).hexdigest()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+  """Where `fit` keeps what a killed training goes on from, and what makes that training the same one.
+
+  Attributes:
+    directory: folder for the checkpoints; those of other settings in it are neither used nor touched.
+    fingerprint: of all settings that `fit` does not see, by `fingerprint(...)`: model config, data, batch size,
+      optimizer.
+    every: steps between checkpoints; None = a tenth of the training. The last step has one anyway.
+    resume: False = start from scratch and keep earlier checkpoints of the same settings under another name.
+  """
+
+  directory: str | os.PathLike
+  fingerprint: str
+  every: int | None = None
+  resume: bool = True
+
+
 def structure(state: Any) -> list[str]:
   """Path, shape and dtype of every array of a tree, a line each."""
   leaves = jax.tree_util.tree_leaves_with_path(state)

@@ -1,13 +1,15 @@
-"""Training: one jitted step that owns its state, and a loop around it that the host hardly notices."""
+"""Training in three thoughts: check what was asked for, resume what a killed process left, loop over one jitted step.
+
+The step owns its state (`training.step`); the host hardly notices the loop around it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ import optax
 from flax import nnx
 
 from perceiver_lib.training import checkpoints, sharding
-from perceiver_lib.training.host import enable_compilation_cache as enable_compilation_cache
+from perceiver_lib.training.checkpoints import Checkpointing
 from perceiver_lib.training.host import keep_freed_memory
 from perceiver_lib.training.progress import Progress
 from perceiver_lib.training.step import Batch, LossFn, functional_loss, initial_state, make_train_step
@@ -82,12 +84,9 @@ def fit(
   num_steps: int,
   seed: int,
   evaluate: Callable[[nnx.Module], Mapping[str, Any]] | None = None,
-  evaluate_every: int = 0,
+  evaluations: int = 1,
   log_every: int | None = None,
-  checkpoint_dir: str | os.PathLike | None = None,
-  checkpoint_every: int | None = None,
-  fingerprint: str | None = None,
-  resume: bool = True,
+  checkpoint: Checkpointing | None = None,
   ema_decay: float | None = None,
   mesh: jax.sharding.Mesh | None = None,
   progress: str = 'auto',
@@ -95,7 +94,7 @@ def fit(
   """Trains a copy of `model`; `model` itself keeps its weights and stays usable.
 
   Same model, batches and seed on the same machine: the same metrics to the last digit, also when the process was
-  killed and run again with the same `checkpoint_dir`.
+  killed and run again with the same `checkpoint`.
 
   Args:
     model: its parameters (`nnx.Param`) are trained; its other variables (running statistics) are carried along.
@@ -106,40 +105,26 @@ def fit(
     optimizer: any optax transformation; for gradient accumulation wrap it in `optax.MultiSteps`.
     num_steps: updates in all, those before a resume included.
     seed: of the dropout key, which is folded with the step.
-    evaluate: model -> dict of floats, or of small arrays, which the history keeps as lists; called every
-      `evaluate_every` steps (0 = only then) and after the last step. It must not keep the model: its buffers are reused
-      by the next step.
+    evaluate: model -> dict of floats, or of small arrays, which the history keeps as lists. It must not keep the model:
+      its buffers are reused by the next step.
+    evaluations: how often `evaluate` is called: every num_steps // evaluations steps, and after the last step.
     log_every: steps a history record; by default about 100 records.
-    checkpoint_dir: folder for checkpoints; needs `fingerprint`.
-    checkpoint_every: steps between checkpoints, by default a tenth of the training; the last step has one anyway.
-    fingerprint: of all settings outside this call (`checkpoints.fingerprint`): model config, data, batch size,
-      optimizer. Checkpoints with another one are never used.
-    resume: False = start from scratch and keep earlier checkpoints of the same settings under another name.
+    checkpoint: where to keep what a killed training goes on from (`run.checkpoint` makes one in a notebook).
     ema_decay: keep a moving average of the parameters with this decay (less in the first steps), evaluate it and
       return it.
     mesh: batches are split over all its axes; arrays of at least 2^14 elements are also split over an axis named
       'model', if there is one. Axes must be of type Auto.
-    progress: see `perceiver_lib.training.progress`.
+    progress: see `training.progress`.
 
   Raises:
     NonFiniteLossError: NaN or infinity in a loss or gradient, found at the next record at the latest.
     checkpoints.CheckpointError: if a checkpoint cannot be written.
     ValueError: for batches, losses or settings that do not fit.
   """
-  if num_steps < 1:
-    raise ValueError(f'num_steps must be at least 1; got {num_steps}.')
-  if checkpoint_dir is not None and not fingerprint:
-    raise ValueError(
-      'checkpoint_dir needs fingerprint=checkpoints.fingerprint(...) of all settings, so that a run never resumes from '
-      'the checkpoint of another.'
-    )
-  if checkpoint_dir is None and (checkpoint_every is not None or fingerprint is not None):
-    raise ValueError('checkpoint_every and fingerprint do nothing without checkpoint_dir; give it or drop them.')
-  if evaluate_every and evaluate is None:
-    raise ValueError('evaluate_every does nothing without evaluate; give it or drop it.')
+  _check(num_steps, evaluate, evaluations)
   keep_freed_memory()
   log_every = log_every or max(1, num_steps // 100)
-  checkpoint_every = checkpoint_every or max(1, num_steps // 10)
+  evaluate_every = max(1, num_steps // evaluations)
 
   example = _next_batch(batches(0), 1)
   num_examples = max(np.shape(value)[0] for value in example.values() if np.ndim(value))
@@ -152,64 +137,32 @@ def fit(
     # Not device_put, which refuses typed keys on a mesh of several processes.
     state = jax.jit(lambda state: state, out_shardings=shardings)(state)
 
-  notes, history, start, spent = [], [], 0, {'train': 0.0, 'evaluate': 0.0}
-  store = None
-  if checkpoint_dir is not None:
-    identity = checkpoints.fingerprint(
-      given=fingerprint,
-      seed=seed,
-      num_steps=num_steps,
-      log_every=log_every,
-      ema_decay=ema_decay,
-      state=checkpoints.structure(state),
-    )
-    store = checkpoints.CheckpointStore(checkpoint_dir, identity)
-    found = None
-    if resume:
-      abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-      found, notes = store.restore(abstract)
-    elif note := store.set_aside():
-      notes.append(note)
-    if found is not None:
-      state, start = found.state, found.step
-      history, spent = found.record['history'], found.record['spent']
-
-  bar = Progress(num_steps, start=start, mode=progress)
-  for note in notes:
+  past = _resume(checkpoint, state, seed=seed, num_steps=num_steps, log_every=log_every, ema_decay=ema_decay)
+  store, history, spent = past.store, past.history, dict(past.spent)
+  bar = Progress(num_steps, start=past.step, mode=progress)
+  for note in past.notes:
     bar.say(note)
-  if start:
-    bar.say(f'Resuming from the checkpoint of step {start}.')
+  if past.step:
+    bar.say(f'Resuming from the checkpoint of step {past.step}.')
 
   # Between steps the state is a flat list: taking nnx.State apart in Python costs more than dispatching a small step.
-  leaves, structure = jax.tree.flatten(state)
+  leaves, structure = jax.tree.flatten(past.state)
   del state
 
   def current_model(state: Mapping[str, Any]) -> nnx.Module:
     return nnx.merge(graphdef, state['params'] if ema_decay is None else state['ema'], state['rest'])
 
   compile_seconds = 0.0
-  if start < num_steps:
+  if past.step < num_steps:
     begin = time.perf_counter()
-    train_step = make_train_step(loss_of, optimizer, ema_decay, log_every)
-
-    # The shardings are pinned, or the compiler would choose others for the next step's input.
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=[leaf.sharding for leaf in leaves])
-    def flat_step(leaves: list[jax.Array], batch: Batch) -> list[jax.Array]:
-      new, new_structure = jax.tree.flatten(train_step(jax.tree.unflatten(structure, leaves), batch))
-      if new_structure != structure:
-        raise ValueError(
-          'loss_fn must not add variables to the model or take any away; capture intermediates elsewhere.'
-        )
-      return new
-
-    step_fn = flat_step.lower(leaves, place(example)).compile()
+    step_fn = _compiled(make_train_step(loss_of, optimizer, ema_decay, log_every), leaves, structure, place(example))
     compile_seconds = time.perf_counter() - begin
     bar.say(f'Compiled the training step in {compile_seconds:.1f} s.')
 
-  stream = batches(start)
+  stream = batches(past.step)
   bar.restart_clock()
   clock = time.perf_counter()
-  for step in range(start + 1, num_steps + 1):
+  for step in range(past.step + 1, num_steps + 1):
     batch = _next_batch(stream, step)
     try:
       leaves = step_fn(leaves, place(batch))
@@ -219,8 +172,8 @@ def fit(
       ) from error
     last = step == num_steps
     log = last or step % log_every == 0
-    assess = evaluate is not None and (last or (evaluate_every and step % evaluate_every == 0))
-    save = store is not None and (last or step % checkpoint_every == 0)
+    assess = evaluate is not None and (last or step % evaluate_every == 0)
+    save = store is not None and (last or step % past.save_every == 0)
     if not (log or assess or save or bar.due()):
       continue
 
@@ -240,18 +193,73 @@ def fit(
       store.save(step, state, {'history': history, 'spent': spent})
     clock = time.perf_counter()
 
-  seconds = spent['train'] - (found.record['spent']['train'] if start else 0.0)
+  seconds = spent['train'] - past.spent['train']
   return FitResult(
     model=current_model(jax.tree.unflatten(structure, leaves)),
     history=history,
-    notes=tuple(notes),
+    notes=tuple(past.notes),
     num_steps=num_steps,
-    resumed_from=start,
+    resumed_from=past.step,
     compile_seconds=compile_seconds,
     train_seconds=spent['train'],
     evaluate_seconds=spent['evaluate'],
-    examples_per_second=(num_steps - start) * num_examples * jax.process_count() / seconds if seconds else 0.0,
+    examples_per_second=(num_steps - past.step) * num_examples * jax.process_count() / seconds if seconds else 0.0,
   )
+
+
+def _check(num_steps: int, evaluate: Callable | None, evaluations: int) -> None:
+  if num_steps < 1:
+    raise ValueError(f'num_steps must be at least 1; got {num_steps}.')
+  if evaluations < 1:
+    raise ValueError(f'evaluations must be at least 1, the one after the last step; got {evaluations}.')
+  if evaluations > 1 and evaluate is None:
+    raise ValueError('evaluations does nothing without evaluate; give it or drop it.')
+
+
+class _Past(NamedTuple):
+  """What earlier processes of a training left: its state after `step` updates, and what was recorded until then."""
+
+  state: Mapping[str, Any]
+  step: int
+  history: list[dict[str, Any]]
+  spent: Mapping[str, float]
+  notes: list[str]
+  store: checkpoints.CheckpointStore | None
+  save_every: int
+
+
+def _resume(checkpoint: Checkpointing | None, state: Mapping[str, Any], *, num_steps: int, **settings: Any) -> _Past:
+  """The newest usable checkpoint of this very training, or its beginning."""
+  spent = {'train': 0.0, 'evaluate': 0.0}
+  new = _Past(state, step=0, history=[], spent=spent, notes=[], store=None, save_every=0)
+  if checkpoint is None:
+    return new
+  identity = checkpoints.fingerprint(
+    given=checkpoint.fingerprint, num_steps=num_steps, state=checkpoints.structure(state), **settings
+  )
+  store = checkpoints.CheckpointStore(checkpoint.directory, identity)
+  new = new._replace(store=store, save_every=checkpoint.every or max(1, num_steps // 10))
+  if not checkpoint.resume:
+    note = store.set_aside()
+    return new._replace(notes=[note] if note else [])
+  abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+  found, notes = store.restore(abstract)
+  if found is None:
+    return new._replace(notes=notes)
+  return new._replace(state=found.state, step=found.step, notes=notes, **found.record)
+
+
+def _compiled(train_step: Callable, leaves: list[jax.Array], structure: Any, example: Batch) -> Callable:
+  """The step on the flat state, which it takes over; shardings are pinned, or the compiler would choose others."""
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=[leaf.sharding for leaf in leaves])
+  def flat_step(leaves: list[jax.Array], batch: Batch) -> list[jax.Array]:
+    new, new_structure = jax.tree.flatten(train_step(jax.tree.unflatten(structure, leaves), batch))
+    if new_structure != structure:
+      raise ValueError('loss_fn must not add variables to the model or take any away; capture intermediates elsewhere.')
+    return new
+
+  return flat_step.lower(leaves, example).compile()
 
 
 def _window_means(state, step: int, log_every: int, store: checkpoints.CheckpointStore | None) -> dict[str, float]:

@@ -16,7 +16,8 @@ from perceiver_lib.experiments.text import describe_number
 def metric(
   name, value, *, band=None, in_band=None, unit='%', baseline='majority class', baseline_value=10.0, paper=None
 ):
-  return {'metric': name, 'value': value, 'unit': unit, 'baseline': baseline, 'baseline_value': baseline_value,
+  return {'metric': name, 'value': value, 'unit': unit, 'baseline': baseline, 'baselines': {},
+          'baseline_value': baseline_value,
           'paper': paper, 'band': band, 'in_band': in_band}  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def test_publishing_copies_figures_writes_records_and_renews_the_table(project):
   first, second = read_json(project / 'figures' / 'results.json')
   assert first == {
     'notebook': '01_images', 'profile': 'demo', 'metric': 'accuracy', 'value': 97.0, 'unit': '%',
-    'baseline': 'majority class', 'baseline_value': 10.0, 'paper': '78.0 (Table 2)',
+    'baseline': 'majority class', 'baseline_value': 10.0, 'baselines': {}, 'paper': '78.0 (Table 2)',
     'band': {'min': 95.0, 'max': None, 'reason': 'three seeds'},
     'seed': 3, 'device': 'CPU, 2 cores', 'date': '2026-01-02', 'commit': 'abc+',
   }  # fmt: skip

@@ -16,6 +16,7 @@ from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import is_blank
 from perceiver_lib.experiments.files import read_json, read_records
+from tests.experiments.sequence import declare
 
 
 @pytest.fixture
@@ -23,9 +24,15 @@ def folder(tmp_path):
   return tmp_path / 'run'
 
 
-def open_run(folder, metrics=('accuracy',), figures=(), **changes):
-  arguments = {'profile': 'smoke', 'seed': 7, 'run_dir': str(folder)} | changes
-  return start_run('01_tiny', metrics=metrics, figures=figures, **arguments)
+def open_run(folder, metrics=('accuracy',), figures=(), *, overrides=None, executable=sys.executable, **band):
+  """Opens the run as the runner would: with a request, and a declaration beside the notebook."""
+  notebooks = folder.parent / 'notebooks'
+  for made in (folder, notebooks):
+    made.mkdir(parents=True, exist_ok=True)
+  declare(notebooks, '01_tiny', metrics, figures, **band)
+  request = {'executable': executable, 'source': str(notebooks / '01_tiny.ipynb'), 'overrides': overrides or {}}
+  (folder / 'request.json').write_text(json.dumps(request))
+  return start_run('01_tiny', profile='smoke', seed=7, run_dir=str(folder))
 
 
 def drawn():
@@ -36,27 +43,13 @@ def drawn():
   return figure
 
 
-def asked_for(folder, notebooks, **changes):
-  """Makes the folder look as the runner leaves it, so that bands bind."""
-  folder.mkdir(parents=True)
-  request = {'executable': sys.executable, 'source': str(notebooks / '01_tiny.ipynb'), 'overrides': {}} | changes
-  (folder / 'request.json').write_text(json.dumps(request))
-
-
-def banded(notebooks, **band):
-  notebooks.mkdir(exist_ok=True)
-  (notebooks / 'bands.json').write_text(json.dumps({'01_tiny': {'smoke': {'accuracy': {'reason': 'a test', **band}}}}))
-  return notebooks
-
-
 def test_a_complete_run_leaves_a_manifest_with_everything_in_it(folder):
   run = open_run(folder, metrics=['accuracy', 'steps'], figures=['curve'])
   data = Provenance(name='digits', kind='real', source='x', licence='y', counts={'train': 3}, checksum='ab')
   run.record_data(data)
-  run.log_metric(
-    'accuracy', jnp.float32(0.5), unit='%', baseline='majority', baseline_value=np.float64(0.1), paper='0.6'
-  )
-  run.log_metric('steps', 11)
+  run.sizes(smoke={'steps': 3}, demo={'steps': 900})
+  run.log('accuracy', jnp.float32(0.5), '%', baselines={'majority': np.float64(0.1)}, paper='0.6')
+  run.log('steps', 11)
   run.save_figure(drawn(), 'curve', alt='A line.')
   run.finish()
   manifest = read_json(folder / 'manifest.json')
@@ -65,16 +58,16 @@ def test_a_complete_run_leaves_a_manifest_with_everything_in_it(folder):
   assert manifest['metrics']['accuracy']['value'] == 0.5
   assert manifest['metrics']['accuracy']['baseline_value'] == 0.1
   assert manifest['metrics']['steps']['value'] == 11
-  assert manifest['data'][0]['name'] == 'digits'
+  assert manifest['data'][0]['name'] == 'digits' and manifest['sizes'] == {'steps': 3}
   assert manifest['figures'][0]['alt'] == 'A line.'
   assert manifest['environment']['jax'] and manifest['environment']['device'].startswith('CPU')
 
 
 def test_a_metric_is_on_the_disk_before_the_call_returns_and_the_last_value_counts(folder):
   run = open_run(folder)
-  run.log_metric('accuracy', 1.0)
+  run.log('accuracy', 1.0)
   assert [record['value'] for record in read_records(folder / 'metrics.jsonl')] == [1.0]
-  run.log_metric('accuracy', 2.0)
+  run.log('accuracy', 2.0)
   assert [record['value'] for record in read_records(folder / 'metrics.jsonl')] == [1.0, 2.0]
   run.finish()
   assert read_json(folder / 'manifest.json')['metrics']['accuracy']['value'] == 2.0
@@ -89,7 +82,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), jnp.float32(float('-inf'))])
 def test_a_number_that_is_not_finite_fails_the_run_and_is_still_recorded(folder, value):
   run = open_run(folder)
-  run.log_metric('accuracy', value)
+  run.log('accuracy', value)
   with pytest.raises(RunIncomplete, match='not a finite number'):
     run.finish()
   manifest = read_json(folder / 'manifest.json')
@@ -112,10 +105,9 @@ def test_a_figure_whose_file_has_gone_fails_the_run(folder):
 
 
 @pytest.mark.parametrize(('value', 'inside'), [(94.9, False), (95.0, True), (97.0, True), (99.0, True), (99.1, False)])
-def test_bands_bind_when_the_runner_asked(folder, tmp_path, value, inside):
-  asked_for(folder, banded(tmp_path / 'notebooks', min=95, max=99))
-  run = open_run(folder)
-  run.log_metric('accuracy', value)
+def test_bands_bind_when_the_runner_asked(folder, value, inside):
+  run = open_run(folder, min=95, max=99)
+  run.log('accuracy', value)
   if inside:
     run.finish()
   else:
@@ -124,20 +116,11 @@ def test_bands_bind_when_the_runner_asked(folder, tmp_path, value, inside):
   assert read_json(folder / 'manifest.json')['metrics']['accuracy']['in_band'] is inside
 
 
-def test_bands_only_inform_when_a_parameter_was_changed(folder, tmp_path):
-  asked_for(folder, banded(tmp_path / 'notebooks', min=95), overrides={'width': 5})
-  run = open_run(folder)
-  run.log_metric('accuracy', 11.0)
+def test_bands_only_inform_when_a_parameter_was_changed(folder):
+  run = open_run(folder, overrides={'width': 5}, min=95)
+  run.log('accuracy', 11.0)
   run.finish()
   assert read_json(folder / 'manifest.json')['metrics']['accuracy']['in_band'] is False
-
-
-def test_a_band_cannot_be_escaped_by_not_declaring_the_metric(folder, tmp_path):
-  asked_for(folder, banded(tmp_path / 'notebooks', min=95))
-  run = open_run(folder, metrics=['something_else'])
-  run.log_metric('something_else', 1.0)
-  with pytest.raises(RunIncomplete, match='has a band but is not declared'):
-    run.finish()
 
 
 @pytest.mark.parametrize(
@@ -145,75 +128,122 @@ def test_a_band_cannot_be_escaped_by_not_declaring_the_metric(folder, tmp_path):
   [
     ({'min': 3, 'max': 2}, 'min 3 above max 2'),
     ({'min': '3'}, 'must hold min or max'),
-    ({}, 'must hold min or max'),
+    ({'min': None}, 'must hold min or max'),
     ({'min': 3, 'reason': ' '}, 'and a reason'),
     ({'min': 3, 'mean': 4}, 'must hold min or max'),
   ],
 )
-def test_a_malformed_band_is_refused(folder, tmp_path, band, words):
-  asked_for(folder, banded(tmp_path / 'notebooks', **band))
+def test_a_malformed_band_is_refused(folder, band, words):
   with pytest.raises(RequestError, match=words):
-    open_run(folder)
+    open_run(folder, **band)
 
 
 def test_another_attempt_in_the_same_folder_overwrites_nothing_and_keeps_checkpoints(folder):
   first = open_run(folder)
-  first.log_metric('accuracy', 1.0)
-  first.checkpoint_dir.mkdir()
+  first.log('accuracy', 1.0)
+  (kept := first.checkpoint('main').directory).mkdir(parents=True)
   first.finish()
   second = open_run(folder)
-  second.log_metric('accuracy', 2.0)
+  second.log('accuracy', 2.0)
   second.finish()
   assert read_json(folder / 'manifest.json')['metrics']['accuracy']['value'] == 2.0
   assert read_json(folder / 'earlier' / '1' / 'manifest.json')['metrics']['accuracy']['value'] == 1.0
-  assert second.checkpoint_dir.is_dir()
+  assert second.checkpoint('main').directory == kept and kept.is_dir()
 
 
 def test_without_a_folder_a_run_goes_to_a_new_one_under_the_project(tmp_path, monkeypatch):
   (tmp_path / 'notebooks').mkdir()
   (tmp_path / 'deeper').mkdir()
   monkeypatch.chdir(tmp_path / 'deeper')
-  folders = {open_run('').directory for _ in range(2)}
+  folders = {start_run('01_tiny', profile='smoke', seed=0).directory for _ in range(2)}
   assert len(folders) == 2
   assert all(folder.parent == tmp_path / 'runs' and folder.name.startswith('interactive-') for folder in folders)
 
 
-def test_a_kernel_of_another_environment_is_noticed(folder, tmp_path):
-  asked_for(folder, tmp_path, executable='/usr/bin/another-python')
+def test_a_kernel_of_another_environment_is_noticed(folder):
   with pytest.raises(RequestError, match='python3 kernel of another environment'):
-    open_run(folder)
+    open_run(folder, executable='/usr/bin/another-python')
 
 
 @pytest.mark.parametrize(
-  ('changes', 'words'),
+  ('declared', 'words'),
   [
-    ({'profile': 'huge'}, "Unknown profile 'huge'; choose one of smoke, demo, full, paper"),
     ({'metrics': ['Test accuracy']}, 'lower-case letters'),
     ({'figures': ['../escape']}, 'lower-case letters'),
-    ({'metrics': ['a', 'a']}, 'declared twice'),
+    ({'figures': ['a', 'a']}, 'declares a figure twice'),
   ],
 )
-def test_a_bad_declaration_is_refused_before_anything_is_made(folder, changes, words):
+def test_a_bad_declaration_is_refused(folder, declared, words):
   with pytest.raises(RequestError, match=words):
-    open_run(folder, **changes)
+    open_run(folder, **declared)
+
+
+def test_an_unknown_profile_is_refused_before_anything_is_made(folder):
+  with pytest.raises(RequestError, match="Unknown profile 'huge'; choose one of smoke, demo, full, paper"):
+    start_run('01_tiny', profile='huge', seed=0, run_dir=str(folder))
   assert not folder.exists()
+
+
+def test_the_runner_refuses_a_notebook_that_declares_nothing(folder):
+  open_run(folder)
+  (folder.parent / 'notebooks' / 'bands.json').write_text('{}')
+  with pytest.raises(RequestError, match='does not say which metrics and figures 01_tiny must show'):
+    start_run('01_tiny', profile='smoke', seed=0, run_dir=str(folder))
+
+
+def test_an_own_notebook_without_a_declaration_may_log_anything(tmp_path, monkeypatch):
+  (tmp_path / 'notebooks').mkdir()
+  monkeypatch.chdir(tmp_path)
+  run = start_run('my_own', profile='smoke', seed=0)
+  run.log('anything', 3)
+  run.save_figure(drawn(), 'a_line', alt='A line.')
+  run.finish()
+  assert read_json(run.directory / 'manifest.json')['status'] == 'complete'
+
+
+@pytest.mark.parametrize(('best', 'strongest'), [(max, 'nearest neighbour'), (min, 'one class')])
+def test_the_strongest_baseline_is_chosen_by_code_and_the_others_are_kept(folder, best, strongest):
+  run = open_run(folder)
+  baselines = {'one class': 10.0, 'nearest neighbour': 94.0, 'diverged': float('nan')}
+  run.log('accuracy', 96.0, '%', baselines=baselines, best=best)
+  [record] = read_records(folder / 'metrics.jsonl')
+  assert record['baseline'] == strongest and record['baseline_value'] == baselines[strongest]
+  assert record['baselines'] == baselines | {'diverged': 'nan'}
+  [row] = run.results().rows
+  assert row[0] == 'accuracy' and row[1] == '96 %' and row[2].startswith(f'{baselines[strongest]:g} % {strongest}; ')
+
+
+def test_sizes_are_those_of_the_profile_and_its_names_are_the_same_in_all(folder):
+  run = open_run(folder)
+  assert run.sizes(smoke={'steps': 3}, demo={'steps': 900}).steps == 3
+  with pytest.raises(RequestError, match="no 'smoke' profile; it offers demo"):
+    run.sizes(demo={'steps': 900})
+  with pytest.raises(RequestError, match="must name the same sizes; 'rate' differs"):
+    run.sizes(smoke={'steps': 3}, demo={'steps': 900, 'rate': 0.1})
+
+
+def test_a_checkpoint_of_other_settings_is_another(folder):
+  run = open_run(folder)
+  sizes = run.sizes(smoke={'steps': 3})
+  first, again, other = (run.checkpoint('main', sizes=sizes, width=width) for width in (1, 1, 2))
+  assert first == again and first.fingerprint != other.fingerprint and first.directory == other.directory
 
 
 @pytest.mark.parametrize('value', ['3', True, None, np.zeros(3), 1j])
 def test_what_is_no_number_is_refused(folder, value):
   run = open_run(folder)
   with pytest.raises(RequestError, match='must be one real number'):
-    run.log_metric('accuracy', value)
+    run.log('accuracy', value)
   assert read_records(folder / 'metrics.jsonl') == []
 
 
-def test_an_undeclared_metric_half_a_baseline_and_an_undeclared_figure_are_refused(folder):
+def test_an_undeclared_metric_an_undeclared_figure_and_an_unclear_baseline_are_refused(folder):
   run = open_run(folder)
-  with pytest.raises(RequestError, match='was not declared'):
-    run.log_metric('acuracy', 3.0)
-  with pytest.raises(RequestError, match='together'):
-    run.log_metric('accuracy', 3.0, baseline='majority class')
-  with pytest.raises(RequestError, match='was not declared'):
+  with pytest.raises(RequestError, match='is not declared'):
+    run.log('acuracy', 3.0)
+  with pytest.raises(RequestError, match='which is the strongest'):
+    run.log('accuracy', 3.0, baselines={'one class': 1.0, 'nearest neighbour': 2.0})
+  with pytest.raises(RequestError, match='is not declared'):
     run.save_figure(drawn(), 'curve', alt='x')
 
 
@@ -287,8 +317,8 @@ import sys
 for name in ('IPython', 'matplotlib', 'papermill', 'nbformat', 'tensorflow_datasets', 'grain', 'orbax'):
   sys.modules[name] = None
 from perceiver_lib.experiments import start_run
-run = start_run('01_tiny', profile='smoke', seed=0, run_dir={str(folder)!r}, metrics=['accuracy'], figures=[])
-run.log_metric('accuracy', 1.0)
+run = start_run('01_tiny', profile='smoke', seed=0, run_dir={str(folder)!r})
+run.log('accuracy', 1.0)
 run.environment()
 run.finish()
 """

@@ -120,7 +120,8 @@ def test_a_killed_runner_takes_its_notebook_with_it_and_resuming_runs_only_what_
   slow.touch()
   wait = f"""
 import os, time
-run.checkpoint_dir.mkdir(exist_ok=True)
+checkpoints = run.checkpoint('main').directory
+checkpoints.mkdir(parents=True, exist_ok=True)
 open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}}')
 while os.path.exists({str(slow)!r}):
   time.sleep(0.1)"""

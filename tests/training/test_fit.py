@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.training import optimizers
+from perceiver_lib.training.checkpoints import Checkpointing
 from perceiver_lib.training.fit import NonFiniteLossError, fit
 from perceiver_lib.training.losses import cross_entropy
 from perceiver_lib.training.metrics import accuracy, correct, evaluate_dataset
@@ -177,7 +178,7 @@ def test_moving_average_of_the_parameters():
     trail.append(weights(model))
     return {}
 
-  train(evaluate=record, evaluate_every=1)
+  train(evaluate=record, evaluations=NUM_STEPS)
   average = weights(Classifier(rngs=nnx.Rngs(1)))
   for step, values in enumerate(trail):
     decay = min(0.5, (1 + step) / (10 + step))
@@ -223,9 +224,7 @@ def test_loss_guard_names_the_first_bad_step_and_keeps_the_last_good_state(tmp_p
       batches=poisoned,
       log_every=10,
       evaluate=lambda model: kept.append(model) or {},
-      checkpoint_dir=tmp_path,
-      checkpoint_every=5,
-      fingerprint='f',
+      checkpoint=Checkpointing(directory=tmp_path, fingerprint='f', every=5),
     )
   assert caught.value.step == 13
   message = str(caught.value)
@@ -234,13 +233,11 @@ def test_loss_guard_names_the_first_bad_step_and_keeps_the_last_good_state(tmp_p
   assert not kept
 
 
-def test_settings_that_would_do_nothing_or_mislead_are_refused(tmp_path):
+def test_settings_that_would_do_nothing_or_mislead_are_refused():
   for changes, sentence in [
     ({'num_steps': 0}, 'at least 1'),
-    ({'checkpoint_dir': tmp_path}, 'needs fingerprint'),
-    ({'fingerprint': 'f'}, 'do nothing without checkpoint_dir'),
-    ({'checkpoint_every': 3}, 'do nothing without checkpoint_dir'),
-    ({'evaluate': None, 'evaluate_every': 3}, 'does nothing without evaluate'),
+    ({'evaluations': 0}, 'at least 1, the one after the last step'),
+    ({'evaluate': None, 'evaluations': 3}, 'does nothing without evaluate'),
     ({'batches': lambda start: iter([make_batch(0)] * 4)}, 'ended before step 5'),
     ({'batches': lambda start: iter([make_batch(0), make_batch(1, size=9)])}, r'batch 1 has x \(9, 7\)'),
     ({'loss_fn': lambda m, b, rngs: (m(b['x']), {})}, 'scalar float loss'),
@@ -253,9 +250,9 @@ def test_settings_that_would_do_nothing_or_mislead_are_refused(tmp_path):
     optimizers.adamw_warmup_cosine(1e-3, 10, warmup_steps=10)
 
 
-def resumable(directory, **changes):
-  settings = {'checkpoint_dir': directory, 'checkpoint_every': 4, 'fingerprint': 'f', 'evaluate_every': 6}
-  return train(ema_decay=0.9, **(settings | changes))
+def resumable(directory, *, fingerprint='f', resume=True, **changes):
+  checkpoint = Checkpointing(directory=directory, fingerprint=fingerprint, every=4, resume=resume)
+  return train(ema_decay=0.9, **({'checkpoint': checkpoint, 'evaluations': 4} | changes))
 
 
 class Interrupted(Exception):
@@ -313,22 +310,22 @@ PROCESS = """
 import json, os, sys, time
 sys.path[:0] = sys.argv[1:3]
 import jax
-import test_training
-start = test_training.batches
+import test_fit
+start = test_fit.batches
 if sys.argv[4] == 'slow':
   def slow(start_step):
     for batch in start(start_step):
       time.sleep(0.05)
       yield batch
-  test_training.batches = slow
-result = test_training.resumable(sys.argv[3], batches=test_training.batches, progress='silent')
-print(json.dumps([result.resumed_from, test_training.measured(result)]))
+  test_fit.batches = slow
+result = test_fit.resumable(sys.argv[3], batches=test_fit.batches, progress='silent')
+print(json.dumps([result.resumed_from, test_fit.measured(result)]))
 """
 
 
 def start_process(directory, speed):
   root = Path(__file__).parent
-  arguments = [sys.executable, '-c', PROCESS, str(root), str(root.parent), str(directory), speed]
+  arguments = [sys.executable, '-c', PROCESS, str(root), str(root.parents[1]), str(directory), speed]
   return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
 
 
@@ -353,19 +350,19 @@ import jax
 jax.config.update('jax_num_cpu_devices', 8)
 sys.path[:0] = sys.argv[1:3]
 from flax import nnx
-import test_training
+import test_fit
 Auto = jax.sharding.AxisType.Auto
 results = {'devices': jax.device_count()}
 for name, shape, axes in (('one', (1,), ('data',)), ('data', (8,), ('data',)), ('model', (2, 4), ('data', 'model'))):
   devices = jax.devices()[:1] if name == 'one' else None
   mesh = jax.make_mesh(shape, axes, axis_types=(Auto,) * len(axes), devices=devices)
-  model = test_training.Classifier(rngs=nnx.Rngs(1), width=4096)
-  result = test_training.train(model, mesh=mesh, ema_decay=0.9, progress='silent')
+  model = test_fit.Classifier(rngs=nnx.Rngs(1), width=4096)
+  result = test_fit.train(model, mesh=mesh, ema_decay=0.9, progress='silent')
   results[name] = result.curve('train_loss')[1] + result.curve('validation_accuracy')[1]
   results[name + '_spec'] = [str(v[...].sharding.spec) for v in (result.model.hidden.kernel, result.model.head.bias)]
   results[name + '_shard'] = result.model.hidden.kernel[...].addressable_shards[0].data.shape
 try:
-  test_training.train(mesh=mesh, batches=lambda start: iter([test_training.make_batch(0, size=15)]))
+  test_fit.train(mesh=mesh, batches=lambda start: iter([test_fit.make_batch(0, size=15)]))
 except ValueError as error:
   results['uneven'] = str(error)
 print(json.dumps(results))
@@ -377,7 +374,7 @@ def test_same_losses_on_one_and_on_eight_devices():
   flags = [flag for flag in os.environ.get('XLA_FLAGS', '').split() if 'device_count' not in flag]
   environment = os.environ | {'XLA_FLAGS': ' '.join(flags)}
   output = subprocess.check_output(
-    [sys.executable, '-c', DEVICES, str(root), str(root.parent)], text=True, env=environment, timeout=300
+    [sys.executable, '-c', DEVICES, str(root), str(root.parents[1])], text=True, env=environment, timeout=300
   )
   results = json.loads(output)
   plain = train(Classifier(rngs=nnx.Rngs(1), width=4096), ema_decay=0.9)
