@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+from perceiver_lib.experiments.bench.harness import Case, Contender
+from perceiver_lib.experiments.measuring import Call
 
 SIZE = 2_048
 
