@@ -27,7 +27,9 @@ _PUBLIC = {
   'PerceiverIOConfig': 'models.perceiver_io',
   'UnifiedPerceiver': 'models.unified',
   'UnifiedPerceiverConfig': 'models.unified',
+  'LayerConfig': 'blocks',
   'fit': 'training.fit',
+  'cross_entropy': 'training.losses',
   'start_run': 'experiments',
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, reduce
 from flax import nnx
 from jaxtyping import Array, Float
@@ -60,3 +62,19 @@ class SmallViT(nnx.Module):
     patches = rearrange(images, 'b (y i) (x j) c -> b (y x) (i j c)', i=size, j=size)
     tokens = Tokens(values=self.embed(patches) + self.positions[...][jnp.newaxis])
     return self.head(reduce(self.norm(self.block(tokens).values), 'b n d -> b d', 'mean'))
+
+
+def classical_accuracies(train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Test accuracy in % of a linear classifier and of 3-nearest-neighbours on raw pixels (scikit-learn)."""
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.neighbors import KNeighborsClassifier
+
+  flat = [examples['image'].reshape(len(examples['image']), -1) / 255.0 for examples in (train, test)]
+  models = {
+    'linear classifier': LogisticRegression(max_iter=200, C=0.05),
+    '3 nearest neighbours': KNeighborsClassifier(n_neighbors=3),
+  }
+  return {
+    name: 100.0 * float(model.fit(flat[0], train['label']).score(flat[1], test['label']))
+    for name, model in models.items()
+  }

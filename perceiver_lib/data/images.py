@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import reduce
 from jaxtyping import UInt8
 
 from perceiver_lib.data.base import DataSet, Provenance, package_version, sha256
@@ -324,3 +325,17 @@ def _files_checksum(paths: Sequence[Path], root: Path) -> tuple[str, str]:
     names = (f'{path.relative_to(root)} {path.stat().st_size}\n'.encode() for path in files)
     return sha256(names), 'more than 1 GiB, so the checksum covers names and sizes of the files only'
   return sha256(part for path in files for part in (str(path.relative_to(root)).encode(), path.read_bytes())), ''
+
+
+def full_range(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Stretches images whose brightest value is far below 255 (the digits end at 16) by a whole factor."""
+  factor = 255 // max(1, int(examples['image'].max()))
+  return {'image': (examples['image'] * factor).astype(np.uint8), 'label': examples['label'].astype(np.int32)}
+
+
+def halved(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Images at half the size, by means of 2x2 pixels."""
+  height, width = (side // 2 * 2 for side in examples['image'].shape[1:3])
+  pixels = examples['image'][:, :height, :width].astype(np.float32)
+  means = reduce(pixels, 'b (y i) (x j) c -> b y x c', 'mean', i=2, j=2)
+  return {'image': np.round(means).astype(np.uint8), 'label': examples['label']}

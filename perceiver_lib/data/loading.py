@@ -80,6 +80,13 @@ def training_batches(
   return _grain_batches(_endless(source, (seed, 0)), batch_size, seed, start_step, transform)
 
 
+def batches_from(
+  source: Source, batch_size: int, *, seed: int, transform: Transform | None = None
+) -> Callable[[int], Iterator[Batch]]:
+  """What `fit` asks for: from a step to `training_batches` from that step on."""
+  return lambda step: training_batches(source, batch_size, seed=seed, start_step=step, transform=transform)
+
+
 def mixed_training_batches(
   sources: Sequence[Source],
   batch_size: int,

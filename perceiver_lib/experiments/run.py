@@ -248,14 +248,14 @@ class Run:
     Args:
       figure: a matplotlib Figure.
       slug: one of the declared figures.
-      alt: what there is to see, in a sentence; None = what the plotting function said (`figure.alt`).
+      alt: what there is to see, in a sentence; None = what the plotting function said (`plots.theme.describe`).
 
     Raises:
       RequestError: for an undeclared slug, no alt text, or a blank figure.
     """
     if self._declared is not None and slug not in self._declared.figures:
       raise RequestError(f'Figure {slug!r} is not declared; {BANDS_FILE} has {list(self._declared.figures)}.')
-    alt = alt or getattr(figure, 'alt', '')
+    alt = alt or getattr(figure, 'alt_text', '')
     if not alt.strip():
       raise RequestError(f'Figure {slug!r} needs an alt text: one sentence that says what there is to see.')
     stamp = {

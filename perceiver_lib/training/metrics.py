@@ -103,3 +103,40 @@ def evaluate_dataset(
       raise ValueError(f'metric {name!r} has no valid example or token in the whole data set.')
     means[name] = float(total / weight)
   return means
+
+
+@functools.lru_cache(maxsize=64)
+def _forward(forward: Callable, graphdef: Any) -> Callable:
+  return jax.jit(lambda state, batch: forward(nnx.merge(graphdef, state), batch))
+
+
+def predict(
+  model: nnx.Module,
+  forward: Callable[[nnx.Module, Mapping[str, Array]], Any],
+  batches: Iterable[Mapping[str, Any]],
+) -> Any:
+  """`forward(model, batch)` for every example of a data set, in order, without the fillings of a last batch.
+
+  Args:
+    model: called without `rngs` by `forward`, hence without dropout.
+    forward: (model, batch) -> an array [b, ...], or a tree of them. Pass the same function object every time: a new
+      lambda compiles anew.
+    batches: as for `evaluate_dataset`.
+
+  Returns:
+    NumPy arrays [n, ...].
+
+  Raises:
+    ValueError: if there is no batch.
+  """
+  graphdef, state = nnx.split(model)
+  compiled, parts = _forward(forward, graphdef), []
+  for batch in batches:
+    outputs = jax.tree.map(np.asarray, compiled(state, batch))
+    if 'example_valid' in batch:
+      num_valid = int(np.sum(batch['example_valid']))  # fillings stand at the end of the last batch
+      outputs = jax.tree.map(lambda array, end=num_valid: array[:end], outputs)
+    parts.append(outputs)
+  if not parts:
+    raise ValueError('predict got no batch; pass a fresh iterator, and check that the split is not empty.')
+  return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from perceiver_lib.data import from_arrays, from_folder, load_images, stack, training_batches
-from perceiver_lib.data.images import _files_checksum
+from perceiver_lib.data.images import _files_checksum, full_range, halved
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -212,3 +212,11 @@ def test_checksum_of_more_than_a_gibibyte_covers_names_and_sizes(tmp_path, monke
   assert no_note == '' and 'names and sizes' in note and whole != sizes
   file.write_bytes(b'34')
   assert _files_checksum([file], tmp_path)[0] == sizes
+
+
+def test_images_are_halved_by_means_and_stretched_to_the_full_range():
+  image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
+  half = halved({'image': image, 'label': np.zeros(1, np.int32)})
+  assert half['image'][0, :, :, 0].tolist() == [[2, 4], [10, 12]]  # 2.5, 4.5, 10.5 and 12.5, rounded to even
+  stretched = full_range({'image': image, 'label': np.zeros(1, np.int64)})
+  assert stretched['image'].max() == 255 and stretched['label'].dtype == np.int32

@@ -165,8 +165,8 @@ child = subprocess.Popen(['sleep', '600'], start_new_session=True)
 open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')
 time.sleep(600)"""
   write_notebook(tmp_path / 'notebooks', '00_hangs', cell)
-  folder, [result] = runner.reproduce(tmp_path / 'notebooks', profile='smoke', time_limit=7, say=silent)
-  assert result.status == 'time limit' and 'stopped at the limit of 7 s' in result.message
+  folder, [result] = runner.reproduce(tmp_path / 'notebooks', profile='smoke', time_limit=15, say=silent)
+  assert result.status == 'time limit' and 'stopped at the limit of 15 s' in result.message
   assert runner.exit_code([result]) == 4
   assert not any(_alive(int(pid)) for pid in pids.read_text().split())
   assert (folder / 'index.html').is_file()
