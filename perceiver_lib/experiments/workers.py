@@ -1,6 +1,6 @@
 """Functions called in a Python of their own, where only they count: once, or once a round in turn with others.
 
-in_fresh_process('perceiver_lib.lessons.tour:measure', num_bytes=2**20)  # the numbers that it returns
+in_fresh_process('perceiver_lib.lessons.tour:measure_bytes', num_bytes=2**20)  # the numbers that it returns
 """
 
 from __future__ import annotations
