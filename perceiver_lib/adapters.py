@@ -58,6 +58,8 @@ class LearnedPositions:
 
 
 class LearnedPositionTable(nnx.Module):
+  """The table of `LearnedPositions`: integer coordinates -> channels."""
+
   def __init__(self, config: LearnedPositions, *, rngs: nnx.Rngs):
     self.config = config
     shape = (math.prod(config.shape), config.num_channels)
@@ -97,6 +99,8 @@ class FactoredPositions:
 
 
 class FactoredPositionTables(nnx.Module):
+  """The tables of `FactoredPositions`, one an axis: integer coordinates -> the sum of their channels."""
+
   def __init__(self, config: FactoredPositions, *, rngs: nnx.Rngs):
     self.axes = nnx.List(
       [LearnedPositions(shape=(size,), num_channels=config.num_channels).build(rngs) for size in config.shape]
@@ -141,6 +145,8 @@ class FeatureAdapterConfig:
 
 
 class FeatureAdapter(nnx.Module):
+  """Numbers and their positions side by side, see `FeatureAdapterConfig`."""
+
   def __init__(self, config: FeatureAdapterConfig, *, rngs: nnx.Rngs):
     self.config = config
     projected = config.num_projected_channels
@@ -148,6 +154,7 @@ class FeatureAdapter(nnx.Module):
     self.position = config.position.build(rngs) if isinstance(config.position, LearnedPositions) else config.position
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
+    """Channels of numbers `[b, m, ...]`; raises a ValueError for another number of values a token."""
     b, m = tokens.values.shape[:2]
     values = tokens.values.reshape(b, m, -1).astype(jnp.float32)
     if values.shape[-1] != self.config.num_values:
@@ -196,6 +203,8 @@ class EmbeddingAdapterConfig:
 
 
 class EmbeddingAdapter(nnx.Module):
+  """Ids through a table, with positions added, see `EmbeddingAdapterConfig`."""
+
   operands: Operands = 'float32'
 
   def __init__(self, config: EmbeddingAdapterConfig, *, rngs: nnx.Rngs):
@@ -206,6 +215,7 @@ class EmbeddingAdapter(nnx.Module):
     self.position = config.position.build(rngs) if trained else config.position
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
+    """Channels of ids `[b, m]`; raises a ValueError for values that are not integers of that shape."""
     if tokens.values.ndim != 2 or not jnp.issubdtype(tokens.values.dtype, jnp.integer):
       raise ValueError(f'Ids must be integers [b, m]; got {tokens.values.dtype} of shape {tokens.values.shape}.')
     channels = self.embedding[...][tokens.values]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.attention.attend import Attention, KeyValueReader, read
+from perceiver_lib.attention.block_causal import block_causal_attend, worth_blocks
 from perceiver_lib.attention.capture import named, recording
 from perceiver_lib.attention.products import LayerNorm, Linear, added
 from perceiver_lib.positions import Rotary
@@ -43,7 +45,6 @@ class LayerConfig:
     widening_factor: hidden width of the MLP over its input width.
     activation: a key of `ACTIVATIONS`.
     dropout: of each residual branch, after attention and after the MLP.
-    attention_dropout: of attention weights.
     query_residual: whether a cross-attention adds its queries to what it read; self-attention always does.
     rotary: how queries and keys turn with position, None = not at all.
   """
@@ -54,7 +55,6 @@ class LayerConfig:
   widening_factor: int = 1
   activation: Literal['gelu_tanh', 'gelu_erf', 'squared_relu'] = 'gelu_tanh'
   dropout: float = 0.0
-  attention_dropout: float = 0.0
   query_residual: bool = True
   rotary: Rotary | None = None
 
@@ -71,7 +71,6 @@ class LayerConfig:
       qk_channels=qk_channels,
       v_channels=self.v_channels or qk_channels,
       num_heads=self.num_heads,
-      dropout=self.attention_dropout,
       rotary=self.rotary,
       rngs=rngs,
     )
@@ -130,16 +129,38 @@ class CrossAttention(nnx.Module):
       queries: values are channels `[b, i, f]`; their times say what they may read.
       inputs: tokens, or tokens by modality, which share one softmax. All carry time, or none does, as the queries.
       adapters: from raw values to channels, by modality where the inputs are; None = values are channels already.
-      chunk_size: input tokens read at a time; None = chosen from the shapes.
-      rngs: a `dropout` stream for training; None = evaluation.
+      chunk_size, rngs: see `models`.
     """
-    q = self.attention.project_queries(self.query_norm(queries.values), queries.position)
-    sources = [
-      (tokens, KeyValueReader(adapter, self.input_norm, self.attention)) for tokens, adapter in pairs(inputs, adapters)
-    ]
-    dropout = self.attention.weight_dropout(rngs)
-    heads = read(q, sources, query_time=queries.time, chunk_size=chunk_size, dropout=dropout)
+    heads = read(
+      self.questions(queries), self.sources(inputs, adapters), query_time=queries.time, chunk_size=chunk_size
+    )
     return self.finish(queries, heads, rngs=rngs)
+
+  def questions(self, queries: Tokens) -> Float[Array, 'b h i k']:
+    """The queries as their channels ask: normalised, projected, rotated."""
+    return self.attention.project_queries(self.query_norm(queries.values), queries.position)
+
+  def sources(
+    self, inputs: Tokens | Mapping[str, Tokens], adapters: Adapter | Mapping[str, Adapter] | None
+  ) -> list[tuple[Tokens, KeyValueReader]]:
+    """Inputs, each with what makes keys and values of it.
+
+    Raises:
+      ValueError: that names the modalities on both sides if inputs and adapters differ.
+    """
+
+    def source(tokens: Tokens, name: str, adapter: Adapter | None) -> tuple[Tokens, KeyValueReader]:
+      return tokens.checked(name), KeyValueReader(adapter, self.input_norm, self.attention)
+
+    if isinstance(inputs, Tokens):
+      if isinstance(adapters, Mapping):
+        names = ', '.join(adapters)
+        raise ValueError(f'The inputs must be tokens by modality ({names}); got tokens without a modality.')
+      return [source(inputs, 'inputs', adapters)]
+    names = sorted(adapters) if isinstance(adapters, Mapping) else []
+    if sorted(inputs) != names:
+      raise ValueError(f'The inputs must be tokens for the modalities {names}; got {sorted(inputs)}.')
+    return [source(inputs[name], f'inputs[{name!r}]', adapters[name]) for name in names]
 
   def finish(self, queries: Tokens, heads: Float[Array, 'b h i v'], *, rngs: nnx.Rngs | None) -> Tokens:
     """What follows the attention itself: output projection, residual and MLP."""
@@ -147,20 +168,6 @@ class CrossAttention(nnx.Module):
     x = added(queries.values, x) if self.config.query_residual else x
     x = added(x, dropped(self.mlp(self.mlp_norm(x)), self.config.dropout, rngs))
     return dataclasses.replace(queries, values=x)
-
-
-def pairs(
-  inputs: Tokens | Mapping[str, Tokens], adapters: Adapter | Mapping[str, Adapter] | None
-) -> list[tuple[Tokens, Adapter | None]]:
-  """Tokens beside their adapters; raises a ValueError that names the modalities on both sides if they differ."""
-  if isinstance(inputs, Tokens):
-    if isinstance(adapters, Mapping):
-      raise ValueError(f'The inputs must be tokens by modality ({", ".join(adapters)}); got tokens without a modality.')
-    return [(inputs.checked('inputs'), adapters)]
-  names = sorted(adapters) if isinstance(adapters, Mapping) else []
-  if sorted(inputs) != names:
-    raise ValueError(f'The inputs must be tokens for the modalities {names}; got {sorted(inputs)}.')
-  return [(inputs[name].checked(f'inputs[{name!r}]'), adapters[name]) for name in names]
 
 
 class SelfAttention(nnx.Module):
@@ -173,17 +180,34 @@ class SelfAttention(nnx.Module):
     self.mlp_norm = layer_norm(num_channels, rngs)
     self.mlp = MLP(num_channels, config, rngs=rngs)
 
-  def __call__(self, latents: Tokens, *, rngs: nnx.Rngs | None = None) -> Tokens:
-    """Latents `[b, n, d]` with optional times and validity, which mask as everywhere."""
+  def __call__(
+    self, latents: Tokens, *, num_latents_per_timestep: int | None = None, rngs: nnx.Rngs | None = None
+  ) -> Tokens:
+    """Latents with what they read of each other.
+
+    Args:
+      latents: `[b, n, d]` with optional times and validity, which mask as everywhere.
+      num_latents_per_timestep: S, where latents lie timestep by timestep with rising times: many of them are then
+        attended to in blocks. None = in any order.
+      rngs: see `models`.
+    """
     normed = dataclasses.replace(latents, values=self.norm(latents.values))
-    q = self.attention.project_queries(normed.values, latents.position)
-    heads = read(
-      q,
-      [(normed, KeyValueReader(None, None, self.attention))],
-      query_time=latents.time,
-      dropout=self.attention.weight_dropout(rngs),
-    )
+    q = self.attention.project_queries(normed.values, normed.position)
+    reader, s = KeyValueReader(None, None, self.attention), num_latents_per_timestep
+    if s is not None and latents.time is not None and worth_blocks(q, s):
+      rows = {'time': latents.time, 'valid': latents.valid, 'num_latents_per_timestep': s}
+      heads = block_causal_attend(q, *reader(normed), **rows)
+    else:
+      heads = read(q, [(normed, reader)], query_time=latents.time)
     return self.finish(latents, heads, rngs=rngs)
+
+  def projected(
+    self, latents: Tokens
+  ) -> tuple[Float[Array, 'b h n k'], Float[Array, 'b h n k'], Float[Array, 'b h n v']]:
+    """Queries, keys and values of the latents, for a cache."""
+    normed = dataclasses.replace(latents, values=self.norm(latents.values))
+    q = self.attention.project_queries(normed.values, normed.position)
+    return q, *KeyValueReader(None, None, self.attention)(normed)
 
   def finish(self, latents: Tokens, heads: Float[Array, 'b h n v'], *, rngs: nnx.Rngs | None) -> Tokens:
     """What follows the attention itself: output projection, residual and MLP."""
@@ -199,33 +223,47 @@ class LatentBlock(nnx.Module):
     self.layers = nnx.List([SelfAttention(config, num_channels=num_channels, rngs=rngs) for _ in range(num_layers)])
 
   def __call__(
-    self, latents: Tokens, *, first_layer: int = 0, remat: bool = False, rngs: nnx.Rngs | None = None
+    self,
+    latents: Tokens,
+    *,
+    num_latents_per_timestep: int | None = None,
+    first_layer: int = 0,
+    remat: bool = False,
+    rngs: nnx.Rngs | None = None,
   ) -> Tokens:
-    """Applies every layer.
+    """Applies every layer; see `models` for `remat` and `rngs`.
 
     Args:
       latents: `[b, n, d]`.
+      num_latents_per_timestep: S, as in `SelfAttention`.
       first_layer: how many processor layers ran before, which only names attention maps.
-      remat: keep one activation a layer and recompute the rest in the backward pass.
-      rngs: a `dropout` stream for training.
     """
     if remat and not recording():
-      return self._rematerialised(latents, rngs)
+      return self._rematerialised(latents, num_latents_per_timestep, rngs)
     for index, layer in enumerate(self.layers):
       with named('processor', first_layer + index):
-        latents = layer(latents, rngs=rngs)
+        latents = layer(latents, num_latents_per_timestep=num_latents_per_timestep, rngs=rngs)
     return latents
 
-  def _rematerialised(self, latents: Tokens, rngs: nnx.Rngs | None) -> Tokens:
-    # A checkpointed Python loop of layers saved no memory on CPU; a scan over stacked parameters does.
-    graphdef, _ = nnx.split(self.layers[0])
-    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.split(layer)[1] for layer in self.layers])
-    keys = None if rngs is None else jax.random.split(rngs.dropout(), len(self.layers))
+  def _rematerialised(self, latents: Tokens, num_latents_per_timestep: int | None, rngs: nnx.Rngs | None) -> Tokens:
+    """Keeps one activation a layer and recomputes the rest in the backward pass."""
+    split = [nnx.split(layer) for layer in self.layers]
+    keys = None if rngs is None else jax.random.split(rngs.dropout(), len(split))
+    first = 0
+    # A checkpointed Python loop of layers saved no memory on CPU; a scan over stacked parameters does. One scan runs
+    # layers of one kind: some may rotate and others not.
+    for graphdef, run in itertools.groupby(split, key=lambda layer: layer[0]):
+      layers = [params for _, params in run]
+      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+      of_run = None if keys is None else keys[first : first + len(layers)]
 
-    @jax.checkpoint
-    def step(latents, layer):
-      params, key = layer
-      layer_rngs = None if key is None else nnx.Rngs(dropout=key)
-      return nnx.merge(graphdef, params)(latents, rngs=layer_rngs), None
+      @jax.checkpoint
+      def step(latents: Tokens, layer: tuple[Any, Array | None], graphdef: Any = graphdef) -> tuple[Tokens, None]:
+        params, key = layer
+        layer_rngs = None if key is None else nnx.Rngs(dropout=key)
+        attend = functools.partial(nnx.merge(graphdef, params), num_latents_per_timestep=num_latents_per_timestep)
+        return attend(latents, rngs=layer_rngs), None
 
-    return jax.lax.scan(step, latents, (params, keys))[0]
+      latents, _ = jax.lax.scan(step, latents, (stacked, of_run))
+      first += len(layers)
+    return latents

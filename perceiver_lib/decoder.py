@@ -8,13 +8,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig
-from perceiver_lib.attention.capture import named, recorder, recording_into
+from perceiver_lib.attention.capture import named, record_apart, recording_into, records_all_queries
 from perceiver_lib.attention.products import Linear
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import Adapter, CrossAttention, LayerConfig
@@ -146,7 +145,7 @@ class Decoder(nnx.Module):
       queries: raw queries, for the kind of query that the config names.
       input_adapter: the model's, for queries made of input features and for a tied output.
       chunk_size: queries decoded at a time, in a loop whose memory does not grow with their number; None = all at once.
-      rngs: a `dropout` stream for training.
+      rngs: see `models`.
 
     Raises:
       ValueError: if shapes do not fit the config or the latents.
@@ -172,21 +171,15 @@ class Decoder(nnx.Module):
 
     def rows(chunk: Tokens, rngs: nnx.Rngs | None) -> Float[Array, 'b o e']:
       chunk = cleaned(chunk)
-      with named('decoder'):
-        read = self.cross_attend(dataclasses.replace(chunk, values=adapter(chunk)), latents, rngs=rngs)
+      read = self.cross_attend(dataclasses.replace(chunk, values=adapter(chunk)), latents, rngs=rngs)
       outputs = read.values if self.output is None else scores(self.output, input_adapter, read.values)
       return zero_invalid(outputs, chunk.valid)
 
     num_queries = queries.num_tokens
     with named('decoder'):
-      maps = recorder()
-    if chunk_size is None or chunk_size >= num_queries or (maps is not None and maps.queries is None):
-      return rows(queries, rngs)
-    if maps is not None:
-      # No map can leave a loop's body: the chosen queries are decoded by themselves as well, for their maps.
-      chosen = np.array([index for index in maps.queries if index < num_queries], np.int32)
-      with recording_into(dataclasses.replace(maps, queries=None)):
-        rows(jax.tree.map(lambda leaf: leaf[:, chosen], queries), rngs)
+      if chunk_size is None or chunk_size >= num_queries or records_all_queries():
+        return rows(queries, rngs)
+      record_apart(lambda chosen: rows(jax.tree.map(lambda leaf: leaf[:, chosen], queries), rngs), num_queries)
     num_chunks = -(-num_queries // chunk_size)
     keys = None if rngs is None else jax.random.split(rngs.dropout(), num_chunks)
 

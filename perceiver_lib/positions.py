@@ -41,16 +41,14 @@ class FourierFeatures:
   Attributes:
     num_bands: frequencies an axis.
     max_resolution: cells along each axis at which the top band is the Nyquist frequency, for example (224, 224).
-    include_position: whether the raw coordinates come first.
   """
 
   num_bands: int
   max_resolution: tuple[int, ...]
-  include_position: bool = True
 
   @property
   def num_channels(self) -> int:
-    return len(self.max_resolution) * (2 * self.num_bands + self.include_position)
+    return len(self.max_resolution) * (2 * self.num_bands + 1)
 
   def __call__(self, position: Float[Array, 'b m p']) -> Float[Array, 'b m c']:
     """Raises a ValueError if positions have another number of axes than `max_resolution`."""
@@ -62,8 +60,7 @@ class FourierFeatures:
     position = position.astype(jnp.float32)
     frequencies = np.stack([np.linspace(1.0, n / 2, self.num_bands) for n in self.max_resolution]).astype(np.float32)
     angles = rearrange(position[..., None] * (np.float32(math.pi) * frequencies)[None, None], 'b m p k -> b m (p k)')
-    features = [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate([position, *features] if self.include_position else features, axis=-1)
+    return jnp.concatenate([position, jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

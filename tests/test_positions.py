@@ -30,10 +30,8 @@ def test_indices_are_row_major():
   assert indices((2, 3)).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
 
 
-def test_fourier_features_without_the_position_and_of_the_wrong_one():
-  features = FourierFeatures(num_bands=3, max_resolution=(8, 8), include_position=False)
-  assert features.num_channels == 12
-  assert features(jnp.zeros((1, 5, 2))).shape == (1, 5, 12)
+def test_fourier_features_of_the_wrong_position():
+  features = FourierFeatures(num_bands=3, max_resolution=(8, 8))
   with pytest.raises(ValueError, match=r'over 2 axes need positions \[b, m, 2\]; got shape \(1, 5, 3\)'):
     features(jnp.zeros((1, 5, 3)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention.capture import recorder
+from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.products import LayerNorm, Linear, Operands
-from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, mask_logits, mask_weights, scaled_logits
-from perceiver_lib.attention.streamed import Dropout, KeyStream, cleaned, streamed_attend, streamed_logits
+from perceiver_lib.attention.softmax import MASKED_LOGIT, PartialSoftmax, allowed_pairs, scaled_logits
+from perceiver_lib.attention.streamed import KeyStream, cleaned, streamed_attend, streamed_logits
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 
@@ -36,6 +36,22 @@ def choose_chunk_size(num_rows: int, num_keys: int, platform: str | None = None)
   return min(max(power_of_two, 128), 4096)
 
 
+def reference_attend(
+  q: Float[Array, 'b h i k'],
+  k: Float[Array, 'b h j k'],
+  v: Float[Array, 'b h j v'],
+  allowed: Bool[Array, 'b #i j'],
+) -> Float[Array, 'b h i v']:
+  """What attention means. Every form in this folder equals it, in outputs and gradients, without its whole matrix.
+
+  `allowed` is the mask of `tokens.may_attend`; a query that may attend to nothing reads exactly zero.
+  """
+  logits = jnp.einsum('bhik,bhjk->bhij', q, k) / jnp.sqrt(q.shape[-1])
+  weights = jax.nn.softmax(jnp.where(allowed[:, None], logits, MASKED_LOGIT), axis=-1)
+  weights = jnp.where(allowed[:, None], weights, 0.0)
+  return jnp.einsum('bhij,bhjv->bhiv', weights, v)
+
+
 def attend(
   q: Float[Array, 'b h i k'],
   k: Float[Array, 'b h j k'],
@@ -45,7 +61,6 @@ def attend(
   key_time: Int[Array, 'b j'] | None = None,
   key_valid: Bool[Array, 'b j'] | None = None,
   chunk_size: int | None = None,
-  dropout: Dropout | None = None,
 ) -> Float[Array, 'b h i v']:
   """softmax(q k^T / sqrt(key width)) v over the keys that `tokens.may_attend` allows, with the softmax in float32.
 
@@ -57,7 +72,6 @@ def attend(
     query_time, key_time: both or neither.
     key_valid: False = padding, whose keys and values may hold anything.
     chunk_size: None = dense; otherwise that many keys at a time, with equal outputs and gradients.
-    dropout: of the attention weights; the draw does not depend on the chunk size.
   """
   if q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3] or q.shape[:2] != k.shape[:2]:
     raise ValueError(f'attend needs q [b h i k], k [b h j k], v [b h j v]; got {q.shape}, {k.shape}, {v.shape}.')
@@ -65,16 +79,25 @@ def attend(
     if key_valid is not None:
       exists = key_valid[:, None, :, None]
       k, v = (jnp.where(exists, array, jnp.zeros((), array.dtype)) for array in (k, v))
-    output = _dense(q, k, v, allowed_pairs(query_time, key_time, key_valid), dropout)
+    output = _dense(q, k, v, _Rule(query_time, key_time, key_valid))
   else:
     values = rearrange(jnp.concatenate([k, v], axis=-1), 'b h j c -> b j h c')
-    stream = KeyStream(
-      project=_SplitKeysAndValues(k.shape[-1]),
-      params=(),
-      tokens=Tokens(values=values, time=key_time, valid=key_valid),
-    )
-    output = _streamed(q, (stream,), query_time, dropout, chunk_size)
+    tokens = Tokens(values=values, time=key_time, valid=key_valid)
+    stream = KeyStream(project=_SplitKeysAndValues(k.shape[-1]), params=(), tokens=tokens)
+    output = _streamed(q, (stream,), _Rule(query_time, key_time, key_valid), chunk_size)
   return output.astype(v.dtype)
+
+
+class _Rule(NamedTuple):
+  """Which pairs are allowed, for some of the queries."""
+
+  query_time: Int[Array, 'b i'] | None
+  key_time: Int[Array, 'b j'] | None
+  key_valid: Bool[Array, 'b j'] | None
+
+  def __call__(self, queries: Chosen = slice(None)) -> Bool[Array, 'b 1 #i j'] | None:
+    query_time = None if self.query_time is None else self.query_time[:, queries]
+    return allowed_pairs(query_time, self.key_time, self.key_valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +109,21 @@ class _SplitKeysAndValues:
     return both[..., : self.qk_channels], both[..., self.qk_channels :]
 
 
-def _dense(q: Array, k: Array, v: Array, allowed: Array | None, dropout: Dropout | None) -> Float[Array, 'b h i v']:
+def _dense(q: Array, k: Array, v: Array, rule: _Rule) -> Float[Array, 'b h i v']:
   logits = scaled_logits(q, k)
-  keep = None if dropout is None else dropout.keep(q.shape[:3], jnp.arange(k.shape[2]))
-  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1]).fold(logits, allowed, v, keep)
-  if (maps := recorder()) is not None:
-    chosen = maps.chosen(logits)
-    allowed = None if allowed is None else maps.chosen(allowed)
-    maps.record(chosen, _weights(chosen, allowed, maps.chosen(state.log_sum_exp()[..., None])))
+  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1]).fold(logits, rule(), v)
+  record_weights(state.log_sum_exp(), lambda heads, queries: logits[:, heads][:, :, queries], rule)
   return state.output()
 
 
-def _streamed(
-  q: Array, streams: tuple[KeyStream, ...], query_time: Array | None, dropout: Dropout | None, chunk_size: int
-) -> Float[Array, 'b h i v']:
-  output, log_sum_exp = streamed_attend(q, streams, query_time, dropout, chunk_size)
-  if (maps := recorder()) is not None:
-    logits = streamed_logits(maps.chosen(q), streams, chunk_size, maps.heads_of(q))
-    tokens = [stream.tokens for stream in streams]
-    chosen_time = None if query_time is None else maps.chosen(query_time[:, None, :])[:, 0]
-    allowed = allowed_pairs(chosen_time, joined_times(tokens), joined_validity(tokens))
-    maps.record(logits, _weights(logits, allowed, maps.chosen(log_sum_exp[..., None])))
+def _streamed(q: Array, streams: tuple[KeyStream, ...], rule: _Rule, chunk_size: int) -> Float[Array, 'b h i v']:
+  output, log_sum_exp = streamed_attend(q, streams, rule.query_time, chunk_size)
+
+  def logits(heads: Chosen, queries: Chosen) -> Float[Array, 'b h i j']:
+    return streamed_logits(q[:, heads][:, :, queries], streams, chunk_size, heads)
+
+  record_weights(log_sum_exp, logits, rule)
   return output
-
-
-def _weights(logits: Array, allowed: Array | None, log_sum_exp: Array) -> Float[Array, 'b h i j']:
-  return mask_weights(jnp.exp(mask_logits(logits, allowed) - log_sum_exp), allowed)
 
 
 class Attention(nnx.Module):
@@ -134,7 +146,6 @@ class Attention(nnx.Module):
     qk_channels: int,
     v_channels: int,
     num_heads: int,
-    dropout: float,
     rotary: Rotary | None,
     rngs: nnx.Rngs,
   ):
@@ -143,7 +154,7 @@ class Attention(nnx.Module):
         raise ValueError(f'{name} must be a multiple of num_heads = {num_heads}; got {width}.')
     if rotary is not None:
       rotary.check(qk_channels // num_heads)
-    self.num_heads, self.dropout, self.rotary = num_heads, dropout, rotary
+    self.num_heads, self.rotary = num_heads, rotary
     self.query = Linear(num_query_channels, qk_channels, rngs=rngs)
     self.key = Linear(num_input_channels, qk_channels, rngs=rngs)
     self.value = Linear(num_input_channels, v_channels, rngs=rngs)
@@ -155,10 +166,6 @@ class Attention(nnx.Module):
 
   def merge_heads(self, heads: Float[Array, 'b h i v']) -> Float[Array, 'b i f']:
     return self.output(rearrange(heads, 'b h i v -> b i (h v)'))
-
-  def weight_dropout(self, rngs: nnx.Rngs | None) -> Dropout | None:
-    """Attention dropout for this call: none without an rngs object, which is how evaluation is told apart."""
-    return Dropout(rate=self.dropout, seed=rngs.dropout()) if rngs is not None and self.dropout > 0 else None
 
 
 class KeyValueReader(nnx.Module):
@@ -215,7 +222,6 @@ def read(
   *,
   query_time: Int[Array, 'b i'] | None,
   chunk_size: int | None = None,
-  dropout: Dropout | None = None,
 ) -> Float[Array, 'b h i v']:
   """Attention of ready queries over raw tokens of any number of sources, in one softmax.
 
@@ -224,15 +230,21 @@ def read(
     chunk_size: None = chosen from the shapes; a number forces chunks of that many tokens.
   """
   tokens = [source for source, _ in sources]
-  joined_times(tokens)
+  rule = _Rule(query_time, joined_times(tokens), joined_validity(tokens))
   num_keys = sum(source.num_tokens for source in tokens)
   chunk_size = chunk_size or choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], num_keys)
   if chunk_size is None:
-    parts = [reader(cleaned(source)) for source, reader in sources]
-    k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
-    return _dense(q, k, v, allowed_pairs(query_time, joined_times(tokens), joined_validity(tokens)), dropout)
-  streams = tuple(key_stream(source, reader) for source, reader in sources)
-  return _streamed(q, streams, query_time, dropout, chunk_size)
+    return _dense(q, *keys_and_values(sources), rule)
+  return _streamed(q, tuple(key_stream(source, reader) for source, reader in sources), rule, chunk_size)
+
+
+def keys_and_values(
+  sources: Sequence[tuple[Tokens, KeyValueReader]],
+) -> tuple[Float[Array, 'b h j k'], Float[Array, 'b h j v']]:
+  """Those of all sources at once, side by side."""
+  parts = [reader(cleaned(tokens)) for tokens, reader in sources]
+  k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
+  return k, v
 
 
 def joined_times(tokens: Sequence[Tokens]) -> Int[Array, 'b j'] | None:

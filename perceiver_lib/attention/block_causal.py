@@ -1,4 +1,4 @@
-"""Self-attention of T x S latents that computes only the pairs the rule allows, and the stack of layers made of it.
+"""Self-attention of T x S latents that computes only the pairs the rule allows.
 
 Latents lie timestep by timestep, so the rule is a lower triangle of blocks: a scan runs over its block pairs, forward
 and backward, and keeps nothing but the output and the log-sum-exp. The published sketch of the unified model built the
@@ -7,34 +7,25 @@ whole (T S) x (T S) matrix, ran out of memory, and left the latents unmasked, wh
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention.attend import KeyValueReader, choose_chunk_size
-from perceiver_lib.attention.capture import named, recorder, recording
-from perceiver_lib.attention.softmax import (
-  PartialSoftmax,
-  allowed_pairs,
-  chunk_gradients,
-  mask_logits,
-  mask_weights,
-  scaled_logits,
-)
-from perceiver_lib.blocks import LayerConfig, SelfAttention
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.attention.attend import choose_chunk_size
+from perceiver_lib.attention.capture import recorder
+from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
 
 BLOCK_ROWS = 256
 """Latents a block, in whole timesteps; larger blocks compute more of the forbidden half on the diagonal."""
 
-LatentAttention = Literal['full', 'axial']
+
+def worth_blocks(q: Float[Array, 'b h n k'], num_latents_per_timestep: int) -> bool:
+  """Whether so many latents are better attended to in blocks, from which no attention map can be recorded."""
+  b, h, n, _ = q.shape
+  return n > num_latents_per_timestep and choose_chunk_size(b * h * n, n) is not None and recorder() is None
 
 
 def block_causal_attend(
@@ -116,10 +107,8 @@ def _backward(block, residuals, cotangents):
     d_q, d_k, d_v = carry
     q_i, d_i, k_j, v_j = _part(q, i, block), _part(d_output, i, block), _part(k, j, block), _part(v, j, block)
     allowed = _allowed(time, valid, i, j, block)
-    logits = mask_logits(scaled_logits(q_i, k_j), allowed)
-    weights = mask_weights(jnp.exp(logits - _part(log_sum_exp, i, block)[..., None]), allowed)
-    shift = _part(correction, i, block)[..., None]
-    more_q, more_k, more_v = chunk_gradients(q_i, k_j, v_j, weights=weights, d_output=d_i, shift=shift, allowed=allowed)
+    known = {'log_sum_exp': _part(log_sum_exp, i, block), 'd_output': d_i, 'shift': _part(correction, i, block)}
+    more_q, more_k, more_v = chunk_gradients(q_i, k_j, v_j, allowed=allowed, **known)
     d_q = _put(d_q, _part(d_q, i, block) + more_q, i, block)
     d_k = _put(d_k, _part(d_k, j, block) + more_k, j, block)
     return (d_q, d_k, _put(d_v, _part(d_v, j, block) + more_v, j, block)), None
@@ -130,105 +119,3 @@ def _backward(block, residuals, cotangents):
 
 
 _triangle.defvjp(_forward, _backward)
-
-
-class CausalLatentBlock(nnx.Module):
-  """A stack of self-attention layers over T x S latents; the parameters are those of `blocks.LatentBlock`.
-
-  Args:
-    latent_attention: 'full' = every latent attends to all latents of its own and of earlier timesteps, T^2 S^2 / 2
-      pairs a layer; 'axial' = layers in turn attend within their timestep, T S^2 pairs, and to the latents of their
-      own slot in earlier timesteps, T^2 S / 2 pairs.
-  """
-
-  def __init__(
-    self,
-    config: LayerConfig,
-    *,
-    num_channels: int,
-    num_layers: int,
-    latent_attention: LatentAttention = 'full',
-    rngs: nnx.Rngs,
-  ):
-    if latent_attention not in ('full', 'axial'):
-      raise ValueError(f'latent_attention must be full or axial; got {latent_attention!r}.')
-    if latent_attention == 'axial' and num_layers % 2:
-      raise ValueError(
-        f'Axial latent attention needs layers in pairs, within a step and across steps; got {num_layers}.'
-      )
-    self.latent_attention = latent_attention
-    self.layers = nnx.List([SelfAttention(config, num_channels=num_channels, rngs=rngs) for _ in range(num_layers)])
-
-  @property
-  def views(self) -> tuple[str, ...]:
-    """How the layers of one turn look at the latents."""
-    return ('all',) if self.latent_attention == 'full' else ('step', 'slot')
-
-  def __call__(
-    self,
-    latents: Tokens,
-    *,
-    num_latents_per_timestep: int,
-    first_layer: int = 0,
-    remat: bool = False,
-    rngs: nnx.Rngs | None = None,
-  ) -> Tokens:
-    """Applies every layer.
-
-    Args:
-      latents: `[b, t * s, d]`, timestep-major, with times that rise from one timestep to the next, or without time.
-      num_latents_per_timestep: S.
-      first_layer: how many processor layers ran before, which only names attention maps.
-      remat: keep one activation a layer and recompute the rest in the backward pass.
-      rngs: a `dropout` stream for training.
-    """
-    layers, turn = list(self.layers), len(self.views)
-    if not remat or recording():
-      for index, layer in enumerate(layers):
-        with named('processor', first_layer + index):
-          latents = self_attend(layer, latents, self.views[index % turn], num_latents_per_timestep, rngs)
-      return latents
-    # A checkpointed Python loop of layers saved no memory on CPU; a scan over stacked parameters does.
-    graphdef, _ = nnx.split(layers[0])
-    stacked = [
-      jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.split(layer)[1] for layer in layers[place::turn]])
-      for place in range(turn)
-    ]
-    keys = None if rngs is None else jax.random.split(rngs.dropout(), len(layers) // turn)
-
-    @jax.checkpoint
-    def step(latents, inputs):
-      params, key = inputs
-      turn_rngs = None if key is None else nnx.Rngs(dropout=key)
-      for view, layer in zip(self.views, params, strict=True):
-        latents = self_attend(nnx.merge(graphdef, layer), latents, view, num_latents_per_timestep, turn_rngs)
-      return latents, None
-
-    return jax.lax.scan(step, latents, (stacked, keys))[0]
-
-
-def self_attend(layer: SelfAttention, latents: Tokens, view: str, s: int, rngs: nnx.Rngs | None) -> Tokens:
-  """One layer over all latents, within each timestep ('step'), or across timesteps for each slot ('slot')."""
-  if view == 'all':
-    return _attend_all(layer, latents, s, rngs)
-  groups = {'step': 'b (t s) ... -> (b t) s ...', 'slot': 'b (t s) ... -> (b s) t ...'}[view]
-  fields = {name: getattr(latents, name) for name in ('values', 'position', 'time', 'valid')}
-  if latents.position is not None:
-    fields['position'] = jnp.broadcast_to(latents.position, (latents.batch_size, *latents.position.shape[1:]))
-  parts = Tokens(**{name: None if x is None else rearrange(x, groups, s=s) for name, x in fields.items()})
-  attended = _attend_all(layer, parts, s if view == 'step' else 1, rngs)
-  back = ' -> '.join(reversed(groups.split(' -> ')))
-  values = rearrange(attended.values, back, b=latents.batch_size, s=s)
-  return dataclasses.replace(latents, values=values)
-
-
-def _attend_all(layer: SelfAttention, latents: Tokens, s: int, rngs: nnx.Rngs | None) -> Tokens:
-  attention, n = layer.attention, latents.num_tokens
-  small = choose_chunk_size(latents.batch_size * attention.num_heads * n, n) is None
-  if small or n == s or latents.time is None or recorder() is not None:
-    return layer(latents, rngs=rngs)
-  normed = dataclasses.replace(latents, values=layer.norm(latents.values))
-  q = attention.project_queries(normed.values, latents.position)
-  k, v = KeyValueReader(None, None, attention)(normed)
-  heads = block_causal_attend(q, k, v, time=latents.time, valid=latents.valid, num_latents_per_timestep=s)
-  return layer.finish(latents, heads, rngs=rngs)

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from perceiver_lib.attention.capture import recorder
+from perceiver_lib.attention.capture import record_weights
 from perceiver_lib.attention.products import product
 from perceiver_lib.attention.softmax import MASKED_LOGIT
 
@@ -79,22 +79,30 @@ class TokenCache:
   def extended(self, layer: int, k: Float[Array, 'b h 1 k'], v: Float[Array, 'b h 1 v']) -> KeysAndValues:
     """A layer's keys and values with those of the next token in their place."""
     keys, values = self.layers[layer]
-    return self.appended(keys, _rows(k)), self.appended(values, _rows(v))
+    return self.appended(keys, rows(k)), self.appended(values, rows(v))
 
   def appended(self, array: Array, entry: Array) -> Array:
     """Writes `[r, 1, ...]` into the next column of `[r, j, ...]`."""
-    column = array.shape[1] - self.room + self.num_steps
-    return jax.lax.dynamic_update_slice_in_dim(array, entry, column, axis=1)
+    return put(array, entry, array.shape[1] - self.room + self.num_steps)
 
 
-def _rows(array: Float[Array, 'b h j k']) -> Float[Array, 'r j k']:
+def put(array: Shaped[Array, 'r j *k'], entry: Shaped[Array, 'r i *k'], column: Int[Array, '']) -> Array:
+  """The array with an entry in place of what it has from this column on."""
+  return jax.lax.dynamic_update_slice_in_dim(array, entry, column, axis=1)
+
+
+def rows(array: Float[Array, 'b h j k']) -> Float[Array, 'r j k']:
   return rearrange(array, 'b h j k -> (b h) j k')
+
+
+def by_heads(array: Float[Array, 'r *j'], num_heads: int) -> Float[Array, 'b h *j']:
+  return rearrange(array, '(b h) ... -> b h ...', h=num_heads)
 
 
 def with_room(k: Float[Array, 'b h j k'], v: Float[Array, 'b h j v'], room: int) -> KeysAndValues:
   """Keys and values with empty columns at the end."""
   pad = ((0, 0), (0, room), (0, 0))
-  return jnp.pad(_rows(k), pad), jnp.pad(_rows(v), pad)
+  return jnp.pad(rows(k), pad), jnp.pad(rows(v), pad)
 
 
 def attend_cache(
@@ -102,10 +110,10 @@ def attend_cache(
 ) -> Float[Array, 'b h 1 v']:
   """Attention of the newest token over a cache. Everything cached is in its past, and nothing there is NaN."""
   k, v = cached
-  logits = product('rik,rjk->rij', _rows(q), k) * (q.shape[-1] ** -0.5)
+  logits = product('rik,rjk->rij', rows(q), k) * (q.shape[-1] ** -0.5)
   allowed = repeat(valid, 'b j -> (b h) 1 j', h=q.shape[1])
-  weights = jax.nn.softmax(jnp.where(allowed, logits, MASKED_LOGIT), axis=-1)
-  if (maps := recorder()) is not None:
-    maps.record(*(maps.chosen(rearrange(rows, '(b h) i j -> b h i j', h=q.shape[1])) for rows in (logits, weights)))
-  heads = product('rij,rjv->riv', weights, v)
-  return rearrange(heads, '(b h) i v -> b h i v', h=q.shape[1])
+  masked = jnp.where(allowed, logits, MASKED_LOGIT)
+  heads = product('rij,rjv->riv', jax.nn.softmax(masked, axis=-1), v)
+  by_head, log_sum_exp = (by_heads(array, q.shape[1]) for array in (logits, jax.nn.logsumexp(masked, axis=-1)))
+  record_weights(log_sum_exp, lambda heads, queries: by_head[:, heads][:, :, queries], lambda _: valid[:, None, None])
+  return by_heads(heads, q.shape[1])

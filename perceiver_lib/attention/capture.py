@@ -9,10 +9,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from perceiver_lib.attention.softmax import attention_weights
 from perceiver_lib.tokens import pytree_dataclass
+
+Chosen = slice | Int[np.ndarray, '_']
+"""Indices of an axis; a slice is the whole of it."""
 
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar('attention_recorder', default=None)
 
@@ -48,17 +52,6 @@ class Recorder:
   def wanted(self) -> bool:
     return self.names is None or any((self.name + '.').startswith(name + '.') for name in self.names)
 
-  def chosen(self, array: Shaped[Array, 'b h i *c']) -> Shaped[Array, 'b chosen_heads chosen_queries *c']:
-    """The chosen heads and queries; an axis of size 1 stays, and indices that do not exist here are left out."""
-    for axis, chosen in ((1, self.heads), (2, self.queries)):
-      if chosen is not None and array.shape[axis] > 1:
-        array = jnp.take(array, jnp.array(_existing(chosen, array.shape[axis]), jnp.int32), axis=axis)
-    return array
-
-  def heads_of(self, q: Shaped[Array, 'b h i k']) -> list[int] | None:
-    """The heads that `chosen` takes of an attention with these queries, None = all."""
-    return None if self.heads is None or q.shape[1] == 1 else _existing(self.heads, q.shape[1])
-
   def record(self, logits: Float[Array, 'b h i j'], weights: Float[Array, 'b h i j']) -> None:
     name, repeat = self.name, 1
     while name in self.maps:
@@ -66,14 +59,49 @@ class Recorder:
     self.maps[name] = AttentionMap(weights=weights, logits=logits)
 
 
-def _existing(chosen: Sequence[int], size: int) -> list[int]:
-  return [index for index in chosen if index < size]
+def _existing(chosen: Sequence[int] | None, size: int) -> Chosen:
+  """The indices that exist on an axis of this size; an axis of size 1 stays as it is."""
+  if chosen is None or size == 1:
+    return slice(None)
+  return np.array([index for index in chosen if index < size], np.int32)
+
+
+def record_weights(
+  log_sum_exp: Float[Array, 'b h i'],
+  logits: Callable[[Chosen, Chosen], Float[Array, 'b h i j']],
+  allowed: Callable[[Chosen], Bool[Array, 'b 1 #i j'] | None],
+) -> None:
+  """Records the attention that is being computed, if anything asks for it: the one line that an attention needs.
+
+  Args:
+    log_sum_exp: of every row of logits.
+    logits: makes those of the chosen heads and queries, so that no more than the map itself is ever computed.
+    allowed: makes the mask of the chosen queries.
+  """
+  if (maps := recorder()) is None:
+    return
+  heads, queries = _existing(maps.heads, log_sum_exp.shape[1]), _existing(maps.queries, log_sum_exp.shape[2])
+  rows = logits(heads, queries)
+  maps.record(rows, attention_weights(rows, allowed(queries), log_sum_exp[:, heads][:, :, queries]))
+
+
+def record_apart(run: Callable[[Chosen], Any], num_queries: int) -> None:
+  """Runs the chosen queries by themselves as well, for their maps, because no map can leave a loop's body."""
+  if (maps := recorder()) is not None:
+    with recording_into(dataclasses.replace(maps, queries=None)):
+      run(_existing(maps.queries, num_queries))
 
 
 def recorder() -> Recorder | None:
   """The recorder of the attention that is being computed, or None where nothing asks for it."""
   current = _recorder.get()
   return current if current is not None and current.wanted() else None
+
+
+def records_all_queries() -> bool:
+  """Whether the map of every query is asked for, so that there is nothing to save by chunks of queries."""
+  current = recorder()
+  return current is not None and current.queries is None
 
 
 def recording() -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from perceiver_lib.attention.softmax import PartialSoftmax, chunk_gradients, mask_logits, mask_weights, scaled_logits
+from perceiver_lib.attention.softmax import PartialSoftmax, chunk_gradients, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, cleaned, keys_and_values_vjp
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
@@ -131,29 +131,28 @@ def _backward(sizes, residuals, cotangents):
   every, chunk_size = jnp.arange(q.shape[0]), sizes[1]
   d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
   for stream, plan in zip(streams, plans, strict=True):
-    leaves, treedef = jax.tree.flatten(stream.tokens)
-    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
     def step(index, carry, stream=stream, plan=plan):
       d_q, d_params, d_leaves = carry
       chunk, at = _chunk(stream.tokens, plan, index, chunk_size)
       (k, v), pull_back = keys_and_values_vjp(stream, chunk)
       group, allowed = plan.group[:, index], chunk.valid[:, None, None, :]
-      logits = mask_logits(scaled_logits(q, k), allowed)
-      weights = mask_weights(jnp.exp(logits - maximum[every, group][..., None]), allowed)
-      d_output, d_weight = d_numerator[every, group], d_denominator[every, group][..., None]
-      more_q, d_k, d_v = chunk_gradients(q, k, v, weights=weights, d_output=d_output, shift=-d_weight, allowed=allowed)
+      more_q, d_k, d_v = chunk_gradients(
+        q,
+        k,
+        v,
+        allowed=allowed,
+        log_sum_exp=maximum[every, group],
+        d_output=d_numerator[every, group],
+        shift=-d_denominator[every, group],
+      )
       d_chunk_params, d_floats = pull_back((d_k.astype(k.dtype), d_v.astype(v.dtype)))
       d_params = jax.tree.map(jnp.add, d_params, d_chunk_params)
       d_leaves = [x.at[_rows(x, at), at].add(part, mode='drop') for x, part in zip(d_leaves, d_floats, strict=True)]
       return d_q + more_q, d_params, d_leaves
 
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    carry = (d_q, zeros(stream.params), [jnp.zeros_like(x) for x, f in zip(leaves, is_float, strict=True) if f])
-    d_q, d_params, d_leaves = jax.lax.fori_loop(0, plan.num_chunks, step, carry)
-    d_floats = iter(d_leaves)
-    d_tokens = jax.tree.unflatten(treedef, [next(d_floats) if f else None for f in is_float])
-    d_streams.append(KeyStream(project=stream.project, params=d_params, tokens=d_tokens))
+    d_q, *d_stream = jax.lax.fori_loop(0, plan.num_chunks, step, (d_q, *stream.no_gradients()))
+    d_streams.append(stream.cotangent(*d_stream))
   return d_q.astype(q.dtype), tuple(d_streams), None
 
 

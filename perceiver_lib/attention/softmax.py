@@ -17,14 +17,18 @@ MASKED_LOGIT = -1e30
 
 
 class PartialSoftmax(NamedTuple):
-  """An unfinished softmax-weighted sum; two of them over disjoint keys combine exactly."""
+  """An unfinished softmax-weighted sum; two of them over disjoint keys combine exactly.
 
-  maximum: Float[Array, 'b h i']
-  denominator: Float[Array, 'b h i']
-  numerator: Float[Array, 'b h i v']
+  Axes are `[b, h, i]`, or `[b, g, h, i]` where keys are summed up by groups, such as timesteps.
+  """
+
+  maximum: Float[Array, '*b i']
+  denominator: Float[Array, '*b i']
+  numerator: Float[Array, '*b i v']
 
   @classmethod
-  def empty(cls, shape: tuple[int, int, int], num_value_channels: int) -> PartialSoftmax:
+  def empty(cls, shape: tuple[int, ...], num_value_channels: int) -> PartialSoftmax:
+    """Nothing read yet."""
     return cls(jnp.full(shape, MASKED_LOGIT), jnp.zeros(shape), jnp.zeros((*shape, num_value_channels)))
 
   def fold(
@@ -32,35 +36,96 @@ class PartialSoftmax(NamedTuple):
     logits: Float[Array, 'b h i j'],
     allowed: Bool[Array, 'b 1 #i j'] | None,
     values: Float[Array, 'b h j v'],
-    keep: Float[Array, 'b h i j'] | None = None,
   ) -> PartialSoftmax:
-    logits = mask_logits(logits, allowed)
+    """With further keys."""
+    logits = _mask_logits(logits, allowed)
     # The maximum cancels in the result: without stop_gradient its gradient would only cost memory and rounding.
     maximum = jax.lax.stop_gradient(jnp.maximum(self.maximum, jnp.max(logits, axis=-1)))
-    weights = mask_weights(jnp.exp(logits - maximum[..., None]), allowed)
+    weights = _mask_weights(jnp.exp(logits - maximum[..., None]), allowed)
     correction = jnp.exp(self.maximum - maximum)
-    kept = weights if keep is None else weights * keep
-    values = without_nan(values, allowed)
-    summed = product('bhij,bhjv->bhiv', kept, values)
+    summed = product('bhij,bhjv->bhiv', weights, without_nan(values, allowed))
     return PartialSoftmax(
       maximum,
       self.denominator * correction + jnp.sum(weights, axis=-1),
       self.numerator * correction[..., None] + summed,
     )
 
-  def output(self) -> Float[Array, 'b h i v']:
+  def output(self) -> Float[Array, '*b i v']:
     """The weighted mean of the values; exactly zero for rows that may attend to nothing."""
     return self.numerator / jnp.where(self.denominator > 0, self.denominator, 1.0)[..., None]
 
-  def log_sum_exp(self) -> Float[Array, 'b h i']:
+  def log_sum_exp(self) -> Float[Array, '*b i']:
     return self.maximum + jnp.log(jnp.where(self.denominator > 0, self.denominator, 1.0))
 
+  def combined(self, other: PartialSoftmax) -> PartialSoftmax:
+    """The softmax over the keys of both."""
+    maximum = jax.lax.stop_gradient(jnp.maximum(self.maximum, other.maximum))
+    mine, others = jnp.exp(self.maximum - maximum), jnp.exp(other.maximum - maximum)
+    return PartialSoftmax(
+      maximum,
+      self.denominator * mine + other.denominator * others,
+      self.numerator * mine[..., None] + other.numerator * others[..., None],
+    )
 
-def mask_logits(logits: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
+  def groups(self, part: slice) -> PartialSoftmax:
+    """Some of the groups."""
+    return jax.tree.map(lambda x: x[:, part], self)
+
+  def as_group(self) -> PartialSoftmax:
+    """As the only group."""
+    return jax.tree.map(lambda x: x[:, None], self)
+
+  def beside(self, *others: PartialSoftmax) -> PartialSoftmax:
+    """The groups of all, side by side."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), self, *others)
+
+  def emptied(self) -> PartialSoftmax:
+    """As many groups, in which nothing was read."""
+    zero = jax.tree.map(jnp.zeros_like, self)
+    return zero._replace(maximum=jnp.full_like(self.maximum, MASKED_LOGIT))
+
+  def total(self) -> PartialSoftmax:
+    """One softmax `[b, h, i]` over the keys of all groups."""
+    maximum = jnp.max(self.maximum, axis=1)
+    weight = jnp.exp(self.maximum - maximum[:, None])
+    return PartialSoftmax(
+      maximum,
+      jnp.sum(self.denominator * weight, axis=1),
+      jnp.sum(self.numerator * weight[..., None], axis=1),
+    )
+
+  def prefixes(self) -> PartialSoftmax:
+    """Each group with all groups before it."""
+    return jax.lax.associative_scan(PartialSoftmax.combined, self, axis=1)
+
+  def windows(self, size: int) -> PartialSoftmax:
+    """Each group with the `size - 1` groups before it, as a sum of powers of two, each made from two halves."""
+    total, covered, power, length = None, 0, self, 1
+    while length <= size:
+      if size & length:
+        part = power._delayed(covered)
+        total, covered = part if total is None else total.combined(part), covered + length
+      power, length = power.combined(power._delayed(length)), 2 * length
+    return total
+
+  def _delayed(self, steps: int) -> PartialSoftmax:
+    """Moved `steps` groups later, with nothing read before."""
+    kept = max(self.maximum.shape[1] - steps, 0)
+    return self.emptied().groups(slice(kept, None)).beside(self.groups(slice(kept)))
+
+
+def attention_weights(
+  logits: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None, log_sum_exp: Float[Array, 'b h i']
+) -> Float[Array, 'b h i j']:
+  """exp(logits - what is known of the whole softmax), zero where not allowed."""
+  return _mask_weights(jnp.exp(_mask_logits(logits, allowed) - log_sum_exp[..., None]), allowed)
+
+
+def _mask_logits(logits: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
   return logits if allowed is None else jnp.where(allowed, logits, MASKED_LOGIT)
 
 
-def mask_weights(weights: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
+def _mask_weights(weights: Float[Array, 'b h i j'], allowed: Bool[Array, 'b 1 #i j'] | None) -> Float[Array, 'b h i j']:
   """Masks again after the exponential: in a fully masked row every masked weight would otherwise be exp(0)."""
   return weights if allowed is None else jnp.where(allowed, weights, 0.0)
 
@@ -82,28 +147,26 @@ def chunk_gradients(
   k: Float[Array, 'b h j k'],
   v: Float[Array, 'b h j v'],
   *,
-  weights: Float[Array, 'b h i j'],
-  d_output: Float[Array, 'b h i v'],
-  shift: Float[Array, 'b h i 1'],
   allowed: Bool[Array, 'b 1 #i j'] | None,
-  keep: Float[Array, 'b h i j'] | None = None,
+  log_sum_exp: Float[Array, 'b h i'],
+  d_output: Float[Array, 'b h i v'],
+  shift: Float[Array, 'b h i'],
 ) -> tuple[Float[Array, 'b h i k'], Float[Array, 'b h j k'], Float[Array, 'b h j v']]:
   """What a chunk of keys adds to the gradient of its queries, and its gradients of keys and values, in float32.
 
   Args:
-    weights: exp(logits - what is known of the whole softmax), masked.
+    log_sum_exp: what is known of the whole softmax.
     d_output: gradient of the weighted sum of values.
     shift: subtracted from the gradient of every weight, for the softmax's normalisation.
   """
-  kept = weights if keep is None else weights * keep
+  weights = attention_weights(scaled_logits(q, k), allowed, log_sum_exp)
   d_output = d_output.astype(v.dtype)
   d_weights = product('bhiv,bhjv->bhij', d_output, without_nan(v, allowed))
-  d_weights = d_weights if keep is None else d_weights * keep
-  d_logits = weights * (d_weights - shift) * (q.shape[-1] ** -0.5)
+  d_logits = weights * (d_weights - shift[..., None]) * (q.shape[-1] ** -0.5)
   d_q = product('bhij,bhjk->bhik', d_logits, without_nan(k, allowed))
   # The small operands are transposed: on CPU a product with a transposed [i, j] runs at 40 % of the others' rate.
   d_k = product('bhki,bhij->bhkj', rearrange(q, 'b h i k -> b h k i'), d_logits)
-  d_v = product('bhvi,bhij->bhvj', rearrange(d_output, 'b h i v -> b h v i'), kept)
+  d_v = product('bhvi,bhij->bhvj', rearrange(d_output, 'b h i v -> b h v i'), weights)
   return d_q, rearrange(d_k, 'b h k j -> b h j k'), rearrange(d_v, 'b h v j -> b h j v')
 
 

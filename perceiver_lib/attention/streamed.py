@@ -10,23 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.attention.softmax import (
-  PartialSoftmax,
-  allowed_pairs,
-  chunk_gradients,
-  mask_logits,
-  mask_weights,
-  scaled_logits,
-)
+from perceiver_lib.attention.capture import Chosen
+from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
 from perceiver_lib.tokens import Tokens, pytree_dataclass, zero_invalid
 
 
@@ -44,18 +37,21 @@ class KeyStream:
   params: Any
   tokens: Tokens
 
+  def no_gradients(self) -> tuple[Any, list[Array]]:
+    """Zeros for the gradients of the params and of the tokens' floats."""
+    floats = [leaf for leaf in jax.tree.leaves(self.tokens) if _is_float(leaf)]
+    return jax.tree.map(jnp.zeros_like, (self.params, floats))
 
-@pytree_dataclass(static=('rate',))
-class Dropout:
-  """Dropout of attention weights. The draw depends on the key's index alone, so every chunk size draws the same."""
+  def cotangent(self, d_params: Any, d_floats: list[Array]) -> KeyStream:
+    """These gradients in the stream's structure; integers and booleans have none."""
+    leaves, treedef = jax.tree.flatten(self.tokens)
+    floats = iter(d_floats)
+    d_tokens = jax.tree.unflatten(treedef, [next(floats) if _is_float(leaf) else None for leaf in leaves])
+    return dataclasses.replace(self, params=d_params, tokens=d_tokens)
 
-  rate: float
-  seed: Array
 
-  def keep(self, shape: tuple[int, int, int], indices: Int[Array, ' j']) -> Float[Array, 'b h i j']:
-    """Zeros, and 1 / (1 - rate) for the weights that stay."""
-    draws = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(self.seed, index), 1 - self.rate, shape))
-    return jnp.moveaxis(draws(indices), 0, -1).astype(jnp.float32) / (1 - self.rate)
+def _is_float(leaf: Array) -> bool:
+  return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def cleaned(tokens: Tokens) -> Tokens:
@@ -67,8 +63,8 @@ def cleaned(tokens: Tokens) -> Tokens:
   return dataclasses.replace(tokens, values=zero_invalid(tokens.values, tokens.valid), position=position)
 
 
-def chunk_of(tokens: Tokens, index: Int[Array, ''], chunk_size: int) -> tuple[Tokens, Int[Array, ' j']]:
-  """Chunk number `index` and its token indices.
+def chunk_of(tokens: Tokens, index: Int[Array, ''], chunk_size: int) -> Tokens:
+  """Chunk number `index`.
 
   The last chunk starts early enough to be full, so nothing is padded or copied; the tokens that it shares with the
   chunk before are marked invalid.
@@ -76,11 +72,10 @@ def chunk_of(tokens: Tokens, index: Int[Array, ''], chunk_size: int) -> tuple[To
   num_tokens = tokens.num_tokens
   start = jnp.minimum(index * chunk_size, num_tokens - chunk_size)
   chunk = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, chunk_size, axis=1), tokens)
-  indices = start + jnp.arange(chunk_size)
   if num_tokens % chunk_size:
-    fresh = jnp.broadcast_to(indices >= index * chunk_size, (tokens.batch_size, chunk_size))
+    fresh = jnp.broadcast_to(start + jnp.arange(chunk_size) >= index * chunk_size, (tokens.batch_size, chunk_size))
     chunk = dataclasses.replace(chunk, valid=fresh if chunk.valid is None else fresh & chunk.valid)
-  return cleaned(chunk), indices
+  return cleaned(chunk)
 
 
 def keys_and_values_vjp(stream: KeyStream, chunk: Tokens) -> tuple[tuple[Array, Array], Callable]:
@@ -89,11 +84,11 @@ def keys_and_values_vjp(stream: KeyStream, chunk: Tokens) -> tuple[tuple[Array, 
   Integers and booleans (bytes, ids, times) have no gradient; only float leaves of the tokens are differentiated.
   """
   leaves, treedef = jax.tree.flatten(chunk)
-  floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  floats = [leaf for leaf in leaves if _is_float(leaf)]
 
   def project(params, floats):
     floats = iter(floats)
-    merged = [next(floats) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for leaf in leaves]
+    merged = [next(floats) if _is_float(leaf) else leaf for leaf in leaves]
     return stream.project(params, jax.tree.unflatten(treedef, merged))
 
   return jax.vjp(project, stream.params, floats)
@@ -103,59 +98,52 @@ def num_chunks(stream: KeyStream, chunk_size: int) -> int:
   return -(-stream.tokens.num_tokens // chunk_size)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def streamed_attend(
   q: Float[Array, 'b h i k'],
   streams: tuple[KeyStream, ...],
   query_time: Int[Array, 'b i'] | None,
-  dropout: Dropout | None,
   chunk_size: int,
 ) -> tuple[Float[Array, 'b h i v'], Float[Array, 'b h i']]:
   """Attention over all tokens of all streams in one softmax, and the log-sum-exp of its logits (no gradient)."""
   probe = streams[0]
-  num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, jnp.int32(0), 1)[0]))[
+  num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, jnp.int32(0), 1)))[
     1
   ].shape[-1]
-  state, first = PartialSoftmax.empty(q.shape[:3], num_value_channels), 0
+  state = PartialSoftmax.empty(q.shape[:3], num_value_channels)
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
 
-    def fold(state: PartialSoftmax, index: Array, stream: KeyStream = stream, size: int = size, first: int = first):
-      chunk, indices = chunk_of(stream.tokens, index, size)
+    def fold(state: PartialSoftmax, index: Array, stream: KeyStream = stream, size: int = size):
+      chunk = chunk_of(stream.tokens, index, size)
       k, v = stream.project(stream.params, chunk)
       allowed = allowed_pairs(query_time, chunk.time, chunk.valid)
-      keep = None if dropout is None else dropout.keep(q.shape[:3], first + indices)
-      return state.fold(scaled_logits(q, k), allowed, v, keep), None
+      return state.fold(scaled_logits(q, k), allowed, v), None
 
     state, _ = jax.lax.scan(fold, state, jnp.arange(num_chunks(stream, size)))
-    first += stream.tokens.num_tokens
   return state.output(), state.log_sum_exp()
 
 
-def _forward(q, streams, query_time, dropout, chunk_size):
-  output, log_sum_exp = streamed_attend(q, streams, query_time, dropout, chunk_size)
-  return (output, log_sum_exp), (q, streams, query_time, dropout, output, log_sum_exp)
+def _forward(q, streams, query_time, chunk_size):
+  output, log_sum_exp = streamed_attend(q, streams, query_time, chunk_size)
+  return (output, log_sum_exp), (q, streams, query_time, output, log_sum_exp)
 
 
 def _backward(chunk_size, residuals, cotangents):
-  q, streams, query_time, dropout, output, log_sum_exp = residuals
+  q, streams, query_time, output, log_sum_exp = residuals
   d_output = cotangents[0].astype(jnp.float32)
-  correction = jnp.sum(d_output * output, axis=-1, keepdims=True)
-  d_q, d_streams, first = jnp.zeros(q.shape, jnp.float32), [], 0
+  correction = jnp.sum(d_output * output, axis=-1)
+  d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
-    leaves, treedef = jax.tree.flatten(stream.tokens)
-    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
-    def step(carry, index, stream=stream, size=size, first=first, treedef=treedef, is_float=is_float):
+    def step(carry, index, stream=stream, size=size):
       d_q, d_params, d_leaves = carry
-      chunk, indices = chunk_of(stream.tokens, index, size)
+      chunk = chunk_of(stream.tokens, index, size)
       (k, v), pull_back = keys_and_values_vjp(stream, chunk)
       allowed = allowed_pairs(query_time, chunk.time, chunk.valid)
-      weights = mask_weights(jnp.exp(mask_logits(scaled_logits(q, k), allowed) - log_sum_exp[..., None]), allowed)
-      keep = None if dropout is None else dropout.keep(q.shape[:3], first + indices)
       more_q, d_k, d_v = chunk_gradients(
-        q, k, v, weights=weights, d_output=d_output, shift=correction, allowed=allowed, keep=keep
+        q, k, v, allowed=allowed, log_sum_exp=log_sum_exp, d_output=d_output, shift=correction
       )
       d_chunk_params, d_floats = pull_back((d_k.astype(k.dtype), d_v.astype(v.dtype)))
       d_params = jax.tree.map(jnp.add, d_params, d_chunk_params)
@@ -163,14 +151,10 @@ def _backward(chunk_size, residuals, cotangents):
       d_leaves = [_add_at(total, part, start) for total, part in zip(d_leaves, d_floats, strict=True)]
       return (d_q + more_q, d_params, d_leaves), None
 
-    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    carry = (d_q, zeros(stream.params), [jnp.zeros_like(x) for x, f in zip(leaves, is_float, strict=True) if f])
-    (d_q, d_params, d_leaves), _ = jax.lax.scan(step, carry, jnp.arange(num_chunks(stream, size)))
-    d_floats = iter(d_leaves)
-    d_tokens = jax.tree.unflatten(treedef, [next(d_floats) if f else None for f in is_float])
-    d_streams.append(KeyStream(project=stream.project, params=d_params, tokens=d_tokens))
-    first += stream.tokens.num_tokens
-  return d_q.astype(q.dtype), tuple(d_streams), None, None
+    carry = (d_q, *stream.no_gradients())
+    (d_q, *d_stream), _ = jax.lax.scan(step, carry, jnp.arange(num_chunks(stream, size)))
+    d_streams.append(stream.cotangent(*d_stream))
+  return d_q.astype(q.dtype), tuple(d_streams), None
 
 
 def _add_at(total: Array, part: Array, start: Array) -> Array:
@@ -183,19 +167,18 @@ streamed_attend.defvjp(_forward, _backward)
 
 
 def streamed_logits(
-  q: Float[Array, 'b h i k'], streams: tuple[KeyStream, ...], chunk_size: int, heads: Sequence[int] | None = None
+  q: Float[Array, 'b h i k'], streams: tuple[KeyStream, ...], chunk_size: int, heads: Chosen = slice(None)
 ) -> Float[Array, 'b h i j']:
   """Every logit of a few queries over all tokens, made a chunk at a time: for attention maps, not for training.
 
-  `heads` are those of `q` among the heads of the keys; None = all.
+  `heads` are those of `q` among the heads of the keys.
   """
   parts = []
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
 
     def one(index, stream=stream, size=size):
-      k = stream.project(stream.params, chunk_of(stream.tokens, index, size)[0])[0]
-      return scaled_logits(q, k if heads is None else k[:, np.array(heads, np.int32)])
+      return scaled_logits(q, stream.project(stream.params, chunk_of(stream.tokens, index, size))[0][:, heads])
 
     count = num_chunks(stream, size)
     chunks = rearrange(jax.lax.map(one, jnp.arange(count)), 'c b h i j -> b h i (c j)')

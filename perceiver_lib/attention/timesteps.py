@@ -8,7 +8,6 @@ with the input: the backward pass keeps the maxima and makes each chunk's keys a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -18,11 +17,17 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention.attend import KeyValueReader, choose_chunk_size, joined_validity, key_stream
-from perceiver_lib.attention.capture import recorder
+from perceiver_lib.attention.attend import (
+  KeyValueReader,
+  choose_chunk_size,
+  joined_validity,
+  key_stream,
+  keys_and_values,
+)
+from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
-from perceiver_lib.attention.softmax import MASKED_LOGIT, PartialSoftmax, mask_logits, mask_weights, scaled_logits
-from perceiver_lib.attention.streamed import cleaned, streamed_logits
+from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
+from perceiver_lib.attention.streamed import KeyStream, streamed_logits
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
 SMALL_TIMESTEPS_LOGITS = 2**24
@@ -69,30 +74,31 @@ def prefix_read(
     ValueError: if inputs carry no time or the window is empty.
   """
   check(sources, window)
+  num_rows, num_latents = num_timesteps * q.shape[2], q.shape[2]
+
+  def allowed(rows: Chosen) -> Bool[Array, 'b 1 ts j']:
+    return _allowed(sources, num_timesteps, window)[:, None, np.arange(num_rows)[rows] // num_latents]
+
+  def logits(heads: Chosen, rows: Chosen) -> Float[Array, 'b h ts j']:
+    # Latents ask the same at every timestep: the logits of the chosen ones are made once.
+    asked, of_asked = np.unique(np.arange(num_rows)[rows] % num_latents, return_inverse=True)
+    return streamed_logits(q[:, heads][:, :, asked], _streams(sources), chunk_size or 4096, heads)[:, :, of_asked]
+
   if chunk_size is None and _dense_is_better(q, sources, num_timesteps):
-    parts = [reader(cleaned(tokens)) for tokens, reader in sources]
-    k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
-    logits = scaled_logits(q, k)
-    allowed = repeat(_allowed(sources, num_timesteps, window), 'b t j -> b 1 (t s) j', s=q.shape[2])
-    rows = repeat(logits, 'b h s j -> b h (t s) j', t=num_timesteps)
-    state = PartialSoftmax.empty(rows.shape[:3], v.shape[-1]).fold(rows, allowed, v)
+    k, v = keys_and_values(sources)
+    repeated = repeat(scaled_logits(q, k), 'b h s j -> b h (t s) j', t=num_timesteps)
+    mask = repeat(_allowed(sources, num_timesteps, window), 'b t j -> b 1 (t s) j', s=num_latents)
+    state = PartialSoftmax.empty(repeated.shape[:3], v.shape[-1]).fold(repeated, mask, v)
   else:
     partials = timestep_partials(q, sources, num_timesteps=num_timesteps, window=window, chunk_size=chunk_size)
     # Recomputed in the backward pass: the prefixes would be kept through the whole processor.
-    recomputed = jax.checkpoint(functools.partial(known, num_timesteps=num_timesteps, window=window))
-    state = timestep_major(recomputed(partials))
-  if (maps := recorder()) is not None:
-    streams = tuple(key_stream(tokens, reader) for tokens, reader in sources)
-    num_latents, num_rows = q.shape[2], num_timesteps * q.shape[2]
-    row = np.arange(num_rows) if maps.queries is None else np.array([i for i in maps.queries if i < num_rows], np.int32)
-    # Latents ask the same at every timestep: the logits of the chosen ones are made once.
-    asked, of_asked = np.unique(row % num_latents, return_inverse=True)
-    heads = dataclasses.replace(maps, queries=None).chosen(q)[:, :, asked]
-    logits = streamed_logits(heads, streams, chunk_size or 4096, maps.heads_of(q))[:, :, of_asked]
-    allowed = _allowed(sources, num_timesteps, window)[:, None, row // num_latents]
-    log_sum_exp = maps.chosen(state.log_sum_exp()[..., None])
-    maps.record(logits, mask_weights(jnp.exp(mask_logits(logits, allowed) - log_sum_exp), allowed))
+    state = timestep_major(jax.checkpoint(functools.partial(known, window=window))(partials))
+  record_weights(state.log_sum_exp(), logits, allowed)
   return state.output()
+
+
+def _streams(sources: Sources) -> tuple[KeyStream, ...]:
+  return tuple(key_stream(tokens, reader) for tokens, reader in sources)
 
 
 def _dense_is_better(q: Array, sources: Sources, num_timesteps: int) -> bool:
@@ -137,59 +143,15 @@ def timestep_partials(
     # A group fills whole chunks: a quarter of an average group wastes an eighth of the work at most.
     size = max(tokens.num_tokens for tokens, _ in sources) // (4 * num_groups)
     chunk_size = min(2 ** (max(size, 16).bit_length() - 1), choose_chunk_size(num_rows, 2**40))
-  streams = tuple(key_stream(tokens, reader) for tokens, reader in sources)
   plans = tuple(plan_chunks(tokens, num_timesteps, window, chunk_size) for tokens, _ in sources)
-  return PartialSoftmax(*grouped_read(q, streams, plans, (num_groups, chunk_size)))
+  return PartialSoftmax(*grouped_read(q, _streams(sources), plans, (num_groups, chunk_size)))
 
 
-def combined(a: PartialSoftmax, b: PartialSoftmax) -> PartialSoftmax:
-  """The softmax over the keys of both."""
-  maximum = jax.lax.stop_gradient(jnp.maximum(a.maximum, b.maximum))
-  of_a, of_b = jnp.exp(a.maximum - maximum), jnp.exp(b.maximum - maximum)
-  return PartialSoftmax(
-    maximum,
-    a.denominator * of_a + b.denominator * of_b,
-    a.numerator * of_a[..., None] + b.numerator * of_b[..., None],
-  )
-
-
-def known(partials: PartialSoftmax, *, num_timesteps: int, window: int | None) -> PartialSoftmax:
+def known(partials: PartialSoftmax, *, window: int | None) -> PartialSoftmax:
   """What each timestep may know, `[b, t, h, s]`, from the groups of `timestep_partials`."""
   partials = partials._replace(maximum=jax.lax.stop_gradient(partials.maximum))
   if window is None:
-    prefixes = jax.lax.associative_scan(combined, partials, axis=1)
-    return jax.tree.map(lambda x: x[:, 1:], prefixes)
-  source, steps = (jax.tree.map(lambda x, part=part: x[:, part], partials) for part in (slice(0, 1), slice(1, None)))
-  # The window as a sum of powers of two, each made from two halves.
-  total, covered, power, size = None, 0, steps, 1
-  while size <= window:
-    if window & size:
-      part = _delayed(power, covered)
-      total, covered = part if total is None else combined(total, part), covered + size
-    power, size = combined(power, _delayed(power, size)), 2 * size
-  return combined(source, jax.tree.map(lambda x: x[:, x.shape[1] - num_timesteps :], total))
-
-
-def summed(partials: PartialSoftmax) -> PartialSoftmax:
-  """The softmax `[b, h, s]` over the keys of all groups `[b, g, h, s]`."""
-  maximum = jnp.max(partials.maximum, axis=1)
-  weight = jnp.exp(partials.maximum - maximum[:, None])
-  return PartialSoftmax(
-    maximum,
-    jnp.sum(partials.denominator * weight, axis=1),
-    jnp.sum(partials.numerator * weight[..., None], axis=1),
-  )
-
-
-def nothing(partials: PartialSoftmax) -> PartialSoftmax:
-  """As many groups, in which nothing was read."""
-  zero = jax.tree.map(jnp.zeros_like, partials)
-  return zero._replace(maximum=jnp.full_like(partials.maximum, MASKED_LOGIT))
-
-
-def _delayed(partials: PartialSoftmax, steps: int) -> PartialSoftmax:
-  """Moved `steps` groups later, with nothing read before."""
-  kept = max(partials.maximum.shape[1] - steps, 0)
-  return jax.tree.map(
-    lambda empty, x: jnp.concatenate([empty[:, kept:], x[:, :kept]], axis=1), nothing(partials), partials
-  )
+    return partials.prefixes().groups(slice(1, None))
+  source, steps = partials.groups(slice(1)), partials.groups(slice(1, None))
+  # Of the timesteps, the first `window - 1` lie before timestep 0.
+  return source.combined(steps.windows(window).groups(slice(window - 1, None)))

@@ -13,9 +13,10 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Num
 
+from perceiver_lib.attention.caching import put
 from perceiver_lib.decoder import IdentityDecoderConfig
 from perceiver_lib.models.unified import Inputs, UnifiedPerceiver
-from perceiver_lib.models.unified_cached import UnifiedCache, _put, latents_so_far, start, step
+from perceiver_lib.models.unified_cached import UnifiedCache, latents_so_far, start, step
 from perceiver_lib.tokens import Tokens
 
 
@@ -91,7 +92,7 @@ def _generate(params, history, queries, source, seed, graphdef, num_steps: int, 
 
   def choose_next(cache: UnifiedCache, newest: Array, values: Array, index: Array) -> Array:
     chosen = choose(outputs(cache, newest), jax.random.fold_in(key, index))
-    return _put(values, chosen[:, None].astype(values.dtype), num_known + index)
+    return put(values, chosen[:, None].astype(values.dtype), num_known + index)
 
   def grow(index: Array, carry: tuple[UnifiedCache, Array]) -> tuple[UnifiedCache, Array]:
     cache, values = carry

@@ -23,7 +23,7 @@ from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.flops import count_flops
 from perceiver_lib.generation.beam_search import beam_search
-from perceiver_lib.lessons.prefix_transformer import PrefixTransformer, PrefixTransformerConfig
+from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.models.unified_cached import UnifiedCache, latents_so_far, start, step
 from perceiver_lib.queries import PositionQueries, position_queries
@@ -141,11 +141,11 @@ def unified_logits(
   return model(pair_tokens(letters, known), step_queries(b, t), num_timesteps=t, rngs=rngs)
 
 
-def transformer_config(recipe: PronunciationRecipe) -> PrefixTransformerConfig:
+def transformer_config(recipe: PronunciationRecipe) -> TransformerConfig:
   """As many operations a word as the unified model, in other places: letters and phonemes go through every layer."""
   d = recipe.transformer_channels
   position = LearnedPositions(shape=(words.MAX_LETTERS + recipe.num_timesteps,), num_channels=d)
-  return PrefixTransformerConfig(
+  return TransformerConfig(
     input_adapter=EmbeddingAdapterConfig(num_embeddings=words.VOCABULARY_SIZE, num_channels=d, position=position),
     num_layers=recipe.num_layers,
     num_outputs=words.VOCABULARY_SIZE,
@@ -154,7 +154,7 @@ def transformer_config(recipe: PronunciationRecipe) -> PrefixTransformerConfig:
 
 
 def transformer_logits(
-  model: PrefixTransformer, letters: Int[Array, 'b m'], known: Int[Array, 'b t'], rngs: nnx.Rngs | None = None
+  model: Transformer, letters: Int[Array, 'b m'], known: Int[Array, 'b t'], rngs: nnx.Rngs | None = None
 ) -> Float[Array, 'b t e']:
   """Scores of the next phoneme at every timestep."""
   return model(pair_tokens(letters, known), rngs=rngs)[:, words.MAX_LETTERS :]
@@ -257,11 +257,12 @@ def speak(model: UnifiedPerceiver, letters: Int[Array, 'b m'], *, num_beams: int
 
 @functools.partial(jax.jit, static_argnames=('num_beams', 'num_timesteps'))
 def speak_by_transformer(
-  model: PrefixTransformer, letters: Int[Array, 'b m'], *, num_timesteps: int, num_beams: int = 1
+  model: Transformer, letters: Int[Array, 'b m'], *, num_timesteps: int, num_beams: int = 1
 ) -> Int[Array, 'b t']:
   """The same search over the Transformer's cache."""
-  cache = model.start(source_tokens(letters), room=num_timesteps)
-  return _searched(model.step, cache, len(letters), num_beams, num_timesteps)
+  append = lambda cache, newest: model.step(cache, Tokens(values=newest[:, None]))  # noqa: E731
+  cache, _ = model.start(source_tokens(letters), room=num_timesteps)
+  return _searched(append, cache, len(letters), num_beams, num_timesteps)
 
 
 def _searched(append: Callable, cache: Any, num_words: int, num_beams: int, num_tokens: int) -> Int[Array, 'b t']:

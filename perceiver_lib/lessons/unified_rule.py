@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention.attend import KeyValueReader, attend
-from perceiver_lib.attention.block_causal import CausalLatentBlock
-from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.measuring import compiled, measure, temporary_megabytes
 from perceiver_lib.experiments.workers import in_fresh_process
@@ -116,8 +115,8 @@ class ProcessorSize:
     )
 
 
-def abstract_processor(size: ProcessorSize) -> CausalLatentBlock:
-  make = functools.partial(CausalLatentBlock, num_channels=size.num_latent_channels, num_layers=size.num_layers)
+def abstract_processor(size: ProcessorSize) -> LatentBlock:
+  make = functools.partial(LatentBlock, num_channels=size.num_latent_channels, num_layers=size.num_layers)
   return abstract(make, LayerConfig(num_heads=size.num_heads))
 
 
@@ -125,7 +124,7 @@ def processor_step(size: ProcessorSize, *, naive: bool) -> Callable[[CausalLaten
   """Forward and backward through the latents' self-attention: `step(block, latents)`.
 
   Args:
-    naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `CausalLatentBlock` with remat.
+    naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `LatentBlock` with remat.
   """
 
   def loss(block: CausalLatentBlock, latents: Tokens) -> Float[Array, '']:

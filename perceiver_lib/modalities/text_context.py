@@ -50,6 +50,8 @@ class ContextAdapterConfig:
 
 
 class ContextAdapter(nnx.Module):
+  """Several ids and the place of each token, side by side through a linear layer, see `ContextAdapterConfig`."""
+
   def __init__(self, config: ContextAdapterConfig, *, rngs: nnx.Rngs):
     self.config = config
     # Of size 1, as the Fourier features beside it: nothing normalises before the linear layer.

@@ -86,12 +86,12 @@ def video_tokens(
   )
 
 
-def psnr(mean_squared_error: float, *, peak: float = 255.0) -> float:
-  """Peak signal-to-noise ratio in decibels of an error pooled over all pixels: 10 log10(peak^2 / error).
+def psnr(mean_squared_error: float) -> float:
+  """Peak signal-to-noise ratio in decibels of an error pooled over all pixels: 10 log10(255^2 / error).
 
   The mean of the ratios of single frames is another, larger number. A perfect copy has infinity.
   """
-  return math.inf if mean_squared_error == 0 else 10 * math.log10(peak**2 / mean_squared_error)
+  return math.inf if mean_squared_error == 0 else 10 * math.log10(255.0**2 / mean_squared_error)
 
 
 def _cells(shape: tuple[int, ...], patch: Patch) -> tuple[int, int, int]:

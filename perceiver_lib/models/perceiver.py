@@ -151,9 +151,7 @@ class Perceiver(nnx.Module):
 
     Args:
       inputs: raw tokens `[b, m, ...]`; neither their order nor padding matters, and M may differ from call to call.
-      chunk_size: input tokens read at a time; None = chosen from the shapes.
-      remat: recompute latent layers in the backward pass.
-      rngs: a `dropout` stream for training.
+      chunk_size, remat, rngs: see `models`.
     """
     config = self.config
     batch_size = (inputs if isinstance(inputs, Tokens) else next(iter(inputs.values()))).batch_size

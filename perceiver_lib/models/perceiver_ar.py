@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, FactoredPositions
 from perceiver_lib.attention.attend import KeyValueReader, read
@@ -32,35 +31,6 @@ BYTES_AND_RESERVED = 259
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrefixDropout:
-  """Hides whole positions of the prefix from the cross-attend in training; the latents' own positions stay.
-
-  Attributes:
-    rate: share of the prefix that is hidden.
-    mode: 'bernoulli' draws every position by itself (perceiver-ar `encoder_dropout_prob`, which also drops the latents'
-      positions); 'fixed_count' hides exactly floor(rate x prefix) of them (krasserm/perceiver-io).
-  """
-
-  rate: float
-  mode: Literal['bernoulli', 'fixed_count'] = 'bernoulli'
-
-  def __post_init__(self):
-    if self.mode not in ('bernoulli', 'fixed_count') or not 0 <= self.rate < 1:
-      raise ValueError(
-        f"Prefix dropout needs a rate in [0, 1) and mode 'bernoulli' or 'fixed_count'; got {self.rate}, {self.mode!r}."
-      )
-
-  def __call__(self, prefix: Bool[Array, 'b m'], key: Array) -> Bool[Array, 'b m']:
-    """Which of the positions of the prefix are hidden."""
-    if self.mode == 'bernoulli':
-      return prefix & jax.random.bernoulli(key, self.rate, prefix.shape)
-    draws = jnp.where(prefix, jax.random.uniform(key, prefix.shape), 2.0)
-    rank = jnp.argsort(jnp.argsort(draws, axis=1), axis=1)
-    num_hidden = jnp.floor(self.rate * prefix.sum(1, keepdims=True).astype(jnp.float32))
-    return prefix & (rank.astype(jnp.float32) < num_hidden)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class PerceiverARConfig:
   """Names for the paper's letters: context M x C, latents N x D, L self-attends.
 
@@ -75,7 +45,6 @@ class PerceiverARConfig:
       'query_norm' for the keys that are latents too, which needs C = D (krasserm/perceiver-io).
     num_rotary_layers: self-attends that rotate, from the first; None = all of them. The cross-attend has its own field.
     output: 'linear' head, which starts at zero, or 'tied' to the embedding of the input, with a bias.
-    prefix_dropout, latent_dropout: the latter hides whole latents from other latents in the stack.
     cross_attend, self_attend: the layers.
     mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
   """
@@ -89,8 +58,6 @@ class PerceiverARConfig:
   key_norm: Literal['shared', 'query_norm'] = 'shared'
   num_rotary_layers: int | None = None
   output: Literal['linear', 'tied'] = 'linear'
-  prefix_dropout: PrefixDropout | None = None
-  latent_dropout: float = 0.0
   cross_attend: LayerConfig
   self_attend: LayerConfig
   mixed_precision: bool = False
@@ -110,10 +77,8 @@ class PerceiverARConfig:
     vocabulary = getattr(self.input_adapter, 'num_embeddings', None)
     if self.output == 'tied' and vocabulary != self.num_outputs:
       raise ValueError(f'A tied head has one output for each of {vocabulary} embeddings; got {self.num_outputs}.')
-    if self.num_latents < 1 or not 0 <= self.latent_dropout < 1:
-      raise ValueError(
-        f'num_latents must be 1 or more and latent_dropout in [0, 1); got {self.num_latents}, {self.latent_dropout}.'
-      )
+    if self.num_latents < 1:
+      raise ValueError(f'num_latents must be 1 or more; got {self.num_latents}.')
 
   @classmethod
   def of_bytes(
@@ -198,18 +163,14 @@ class PerceiverAR(nnx.Module):
       [CrossAttention(config.cross_attend, num_query_channels=d, num_input_channels=c, rngs=rngs)]
     )
     block = LatentBlock(config.self_attend, num_channels=d, num_layers=config.num_self_attends, rngs=rngs)
-    for layer in list(block.layers)[self._num_rotary_layers :]:
-      layer.attention.rotary = None
+    if config.num_rotary_layers is not None:
+      for layer in list(block.layers)[config.num_rotary_layers :]:
+        layer.attention.rotary = None
     self.blocks = nnx.List([block])
     self.output_norm = layer_norm(d, rngs)
     self.head = output_head('zeros' if config.output == 'linear' else 'tied', d, config.num_outputs, rngs)
     if config.mixed_precision:
       round_operands(self)
-
-  @property
-  def _num_rotary_layers(self) -> int:
-    config = self.config
-    return config.num_self_attends if config.num_rotary_layers is None else config.num_rotary_layers
 
   def __call__(
     self,
@@ -226,9 +187,7 @@ class PerceiverAR(nnx.Module):
       inputs: raw tokens `[b, m, ...]` in order, with padding on either side or in between, and without time. Where
         they carry no position, a token's position is the number of valid tokens before it.
       num_latents: N of this call; None = the config's.
-      chunk_size: input tokens read at a time; None = chosen from the shapes.
-      remat: recompute latent layers in the backward pass.
-      rngs: a `dropout` stream for training.
+      chunk_size, remat, rngs: see `models`.
 
     Returns:
       Tokens with logits `[b, n, e]`; `time` is the index of the last input that they know, -1 where a row has fewer
@@ -251,23 +210,11 @@ class PerceiverAR(nnx.Module):
     rngs: nnx.Rngs | None = None,
   ) -> Tokens:
     """Latents `[b, n, d]` after the read and the stack; the arguments are those of the call."""
-    config = self.config
     inputs = self.in_time(inputs)
-    num_latents = num_latents or config.num_latents
-    raw = self.latent_inputs(inputs, num_latents)
-    if rngs is not None and config.prefix_dropout is not None:
-      valid = validity(inputs)
-      hidden = config.prefix_dropout(valid & (rank_from_end(valid) >= num_latents), rngs.dropout())
-      inputs = dataclasses.replace(inputs, valid=valid & ~hidden)
+    raw = self.latent_inputs(inputs, num_latents or self.config.num_latents)
     with named('encoder', 'cross_attention', 0):
       latents = self._read(raw, inputs, chunk_size, rngs)
-    valid = latents.valid
-    if rngs is not None and config.latent_dropout > 0:
-      kept = jax.random.bernoulli(rngs.dropout(), 1 - config.latent_dropout, valid.shape)
-      latents = dataclasses.replace(latents, valid=valid & kept)
-    for first_layer, block in self._uniform_blocks():
-      latents = block(latents, first_layer=first_layer, remat=remat, rngs=rngs)
-    return dataclasses.replace(latents, valid=valid)
+    return self.blocks[0](latents, remat=remat, rngs=rngs)
 
   def in_time(self, inputs: Tokens) -> Tokens:
     """The inputs with their index as time, and with positions."""
@@ -309,31 +256,10 @@ class PerceiverAR(nnx.Module):
       return cross_attend(latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
     valid = validity(inputs)
     prefix = dataclasses.replace(inputs, valid=valid & (rank_from_end(valid) >= raw.num_tokens))
-    attention = cross_attend.attention
-    heads = read(
-      attention.project_queries(cross_attend.query_norm(latents.values), latents.position),
-      [
-        (prefix, KeyValueReader(self.input_adapter, cross_attend.input_norm, attention)),
-        (embedded, KeyValueReader(None, cross_attend.query_norm, attention)),
-      ],
-      query_time=latents.time,
-      chunk_size=chunk_size,
-      dropout=attention.weight_dropout(rngs),
-    )
+    sources = cross_attend.sources(prefix, self.input_adapter)
+    sources += [(embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention))]
+    heads = read(cross_attend.questions(latents), sources, query_time=latents.time, chunk_size=chunk_size)
     return cross_attend.finish(latents, heads, rngs=rngs)
-
-  def _uniform_blocks(self) -> list[tuple[int, LatentBlock]]:
-    """The stack as blocks of equal layers: where some rotate and some do not, one scan cannot run them all."""
-    block, turn = self.blocks[0], self._num_rotary_layers
-    layers = list(block.layers)
-    if not 0 < turn < len(layers):
-      return [(0, block)]
-    blocks = []
-    for first, part in ((0, layers[:turn]), (turn, layers[turn:])):
-      run = LatentBlock(self.config.self_attend, num_channels=1, num_layers=0, rngs=nnx.Rngs(0))
-      run.layers = nnx.List(part)
-      blocks.append((first, run))
-    return blocks
 
   def start(self, history: Tokens, window: LatentWindow, *, room: int) -> tuple[TokenCache, Float[Array, 'b e']]:
     """Reads a history at once and makes a cache: `perceiver_ar_cached.start`."""

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.attention.attend import Attention, KeyValueReader, attend, choose_chunk_size
+from perceiver_lib.attention.attend import KeyValueReader, attend, choose_chunk_size
 from perceiver_lib.attention.caching import LatentWindow, TokenCache, attend_cache, with_room
 from perceiver_lib.attention.capture import named
-from perceiver_lib.attention.products import LayerNorm
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.models.last_inputs import rank_from_end, validity
 from perceiver_lib.tokens import Tokens
@@ -45,18 +44,16 @@ def start(
   if config.key_norm == 'query_norm':
     is_latent = rank_from_end(valid) < window.num_start_latents
     normed = jnp.where(is_latent[..., None], cross_attend.query_norm(embedded), normed)
-  reader = KeyValueReader(None, None, cross_attend.attention)
-  context = reader(dataclasses.replace(inputs, values=normed))
+  context = KeyValueReader(None, None, cross_attend.attention)(dataclasses.replace(inputs, values=normed))
   cached = [with_room(*context, room)]
   with named('encoder', 'cross_attention', 0):
-    heads = _attend(cross_attend.attention, cross_attend.query_norm, latents, context, inputs.time, valid)
+    heads = _attend(cross_attend.questions(latents), *context, latents, inputs.time, valid)
   latents = cross_attend.finish(latents, heads, rngs=None)
   for index, layer in enumerate(model.blocks[0].layers):
-    normed = dataclasses.replace(latents, values=layer.norm(latents.values))
-    pair = KeyValueReader(None, None, layer.attention)(normed)
-    cached.append(with_room(*pair, room))
+    q, k, v = layer.projected(latents)
+    cached.append(with_room(k, v, room))
     with named('processor', index):
-      heads = _attend(layer.attention, None, normed, pair, latents.time, latents.valid)
+      heads = _attend(q, k, v, latents, latents.time, latents.valid)
     latents = layer.finish(latents, heads, rngs=None)
   cache = TokenCache(
     layers=tuple(cached),
@@ -69,14 +66,9 @@ def start(
   return cache, model.logits(latents.values[:, -1:])[:, 0]
 
 
-def _attend(
-  attention: Attention, norm: LayerNorm | None, latents: Tokens, pair: tuple, key_time: Array, key_valid: Array
-) -> Float[Array, 'b h n v']:
-  normed = latents.values if norm is None else norm(latents.values)
-  q = attention.project_queries(normed, latents.position)
-  chunk_size = choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], key_time.shape[1])
-  times = {'query_time': latents.time, 'key_time': key_time, 'key_valid': key_valid}
-  return attend(q, *pair, **times, chunk_size=chunk_size)
+def _attend(q: Array, k: Array, v: Array, latents: Tokens, time: Array, valid: Array) -> Float[Array, 'b h n v']:
+  chunk_size = choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], k.shape[2])
+  return attend(q, k, v, query_time=latents.time, key_time=time, key_valid=valid, chunk_size=chunk_size)
 
 
 def step(model: nnx.Module, cache: TokenCache, tokens: Tokens) -> tuple[TokenCache, Float[Array, 'b e']]:
@@ -101,22 +93,19 @@ def step(model: nnx.Module, cache: TokenCache, tokens: Tokens) -> tuple[TokenCac
   key_norm = cross_attend.input_norm if model.config.key_norm == 'shared' else cross_attend.query_norm
   reader = KeyValueReader(None, key_norm, cross_attend.attention)
   pair = cache.extended(0, *reader(dataclasses.replace(tokens, values=embedded)))
-  q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
   with named('encoder', 'cross_attention', 0):
-    heads = attend_cache(q, pair, context_valid)
+    heads = attend_cache(cross_attend.questions(latents), pair, context_valid)
   latents = cross_attend.finish(latents, heads, rngs=None)
-  pairs = [pair]
+  layers = [pair]
   for index, layer in enumerate(model.blocks[0].layers):
-    normed = dataclasses.replace(latents, values=layer.norm(latents.values))
-    pair = cache.extended(index + 1, *KeyValueReader(None, None, layer.attention)(normed))
-    q = layer.attention.project_queries(normed.values, latents.position)
+    q, k, v = layer.projected(latents)
+    layers.append(cache.extended(index + 1, k, v))
     with named('processor', index):
-      heads = attend_cache(q, pair, latent_valid)
+      heads = attend_cache(q, layers[-1], latent_valid)
     latents = layer.finish(latents, heads, rngs=None)
-    pairs.append(pair)
   cache = dataclasses.replace(
     cache,
-    layers=tuple(pairs),
+    layers=tuple(layers),
     context_valid=context_valid,
     latent_valid=latent_valid,
     num_steps=cache.num_steps + 1,

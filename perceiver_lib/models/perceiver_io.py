@@ -243,9 +243,7 @@ class PerceiverIO(nnx.Module):
 
     Args:
       inputs: raw tokens `[b, m, ...]` without time; neither their order nor padding matters, and M is free.
-      chunk_size: input tokens read at a time; None = chosen from the shapes.
-      remat: recompute latent layers in the backward pass.
-      rngs: a `dropout` stream for training.
+      chunk_size, remat, rngs: see `models`.
 
     Raises:
       ValueError: for tokens of the wrong shape, or, where validity is known, an example without any valid token.
@@ -277,7 +275,7 @@ class PerceiverIO(nnx.Module):
       latents: of `encode`.
       queries: raw queries of the kind that the config names; outputs of queries that are not valid are zero.
       chunk_size: queries decoded at a time; None = all at once. The outputs are the same.
-      rngs: a `dropout` stream for training.
+      rngs: see `models`.
     """
     return self.decoder(latents, queries, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
 

@@ -1,4 +1,8 @@
-"""The plain Transformer that the Perceivers are measured against: every input token goes through every layer."""
+"""The plain Transformer that the Perceivers are measured against: every input token goes through every layer.
+
+It is the one rule without latents. The tokens' times make it an encoder (no time), a causal decoder (the index) or a
+prefix language model (SOURCE_TIME for the source, the index for what follows: one stack encodes and decodes).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,14 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, LearnedPositions
-from perceiver_lib.attention.attend import KeyValueReader, attend
+from perceiver_lib.attention.caching import TokenCache, attend_cache, with_room
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import round_operands
-from perceiver_lib.blocks import LatentBlock, LayerConfig, SelfAttention, layer_norm
+from perceiver_lib.blocks import LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens, zero_invalid
@@ -22,7 +25,7 @@ from perceiver_lib.tokens import Tokens, zero_invalid
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-  """Pre-norm encoder, or causal decoder, over the channels of an input adapter.
+  """Pre-norm layers over the channels of an input adapter.
 
   Attributes:
     input_adapter: raw tokens -> channels, with learned or fixed positions if it adds any.
@@ -30,10 +33,7 @@ class TransformerConfig:
     num_outputs: classes at every token.
     self_attend: the layer; its `rotary` is the other way to tell positions.
     output: 'linear' head, or 'tied' to the input's embedding, with a bias.
-    causal: whether a token sees only itself and those before it.
-    window: tokens that a causal layer sees at most; None = all before. Tokens are cut into blocks of half a window, and
-      each block sees itself and the one before, so a token sees from half a window to a whole one.
-    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `attention.products`.
   """
 
   input_adapter: AdapterConfig
@@ -41,8 +41,6 @@ class TransformerConfig:
   num_outputs: int
   self_attend: LayerConfig
   output: Literal['linear', 'tied'] = 'linear'
-  causal: bool = False
-  window: int | None = None
   mixed_precision: bool = False
 
   def __post_init__(self):
@@ -50,21 +48,10 @@ class TransformerConfig:
       raise ValueError(f'output must be linear or tied; got {self.output!r}.')
     if self.output == 'tied' and getattr(self.input_adapter, 'num_embeddings', None) != self.num_outputs:
       raise ValueError(f'A tied output needs an input embedding of {self.num_outputs} ids; got {self.input_adapter}.')
-    if self.window is not None and (not self.causal or self.window < 2 or self.window % 2):
-      raise ValueError(f'A window must be even, 2 or more, and causal; got {self.window}, causal={self.causal}.')
 
   @classmethod
   def of_bytes(
-    cls,
-    *,
-    num_channels: int,
-    num_layers: int,
-    num_heads: int,
-    length: int | None = None,
-    causal: bool = False,
-    window: int | None = None,
-    dropout: float = 0.0,
-    vocabulary_size: int = 262,
+    cls, *, num_channels: int, num_layers: int, num_heads: int, length: int | None = None, vocabulary_size: int = 262
   ) -> TransformerConfig:
     """Ids in and out through one table, MLPs four times as wide.
 
@@ -79,17 +66,8 @@ class TransformerConfig:
       num_layers=num_layers,
       num_outputs=vocabulary_size,
       output='tied',
-      causal=causal,
-      window=window,
-      self_attend=LayerConfig(
-        num_heads=num_heads, widening_factor=4, dropout=dropout, rotary=Rotary() if length is None else None
-      ),
+      self_attend=LayerConfig(num_heads=num_heads, widening_factor=4, rotary=Rotary() if length is None else None),
     )
-
-  @classmethod
-  def tiny(cls, *, length: int | None = None, causal: bool = False, window: int | None = None) -> TransformerConfig:
-    """For tests and smoke runs: seconds on a laptop, learns little."""
-    return cls.of_bytes(num_channels=16, num_layers=2, num_heads=2, length=length, causal=causal, window=window)
 
   @classmethod
   def paper_bytes(cls) -> TransformerConfig:
@@ -116,66 +94,76 @@ class Transformer(nnx.Module):
     """Outputs at every token, zero where it is not valid.
 
     Args:
-      inputs: raw tokens `[b, m, ...]` without time; a causal model takes their order as time. Where they carry no
-        position, it is their index.
+      inputs: raw tokens `[b, m, ...]`, with or without time. Where they carry no position, it is their index.
       rngs: a `dropout` stream for training.
 
     Raises:
-      ValueError: for tokens of the wrong shape or with time.
+      ValueError: for tokens of the wrong shape.
     """
-    inputs = inputs.checked('inputs')
-    if inputs.time is not None:
-      raise ValueError('A Transformer takes tokens in order, whose time is their index; got inputs with a time.')
-    b, m = inputs.values.shape[:2]
-    index = jnp.arange(m, dtype=jnp.int32)
-    inputs = dataclasses.replace(
-      inputs,
-      position=index[None, :, None] if inputs.position is None else inputs.position,
-      time=jnp.broadcast_to(index, (b, m)) if self.config.causal else None,
+    tokens = self.blocks[0](self._embedded(inputs), rngs=rngs)
+    return zero_invalid(self._logits(tokens), tokens.valid)
+
+  def start(self, history: Tokens, *, room: int) -> tuple[TokenCache, Float[Array, 'b e']]:
+    """Reads tokens at once and makes a cache, with room for so many behind them.
+
+    Args:
+      history: raw tokens, padded on either side. Their times say what they see of each other; every appended token
+        sees them all.
+      room: tokens that can be appended.
+
+    Returns:
+      The cache, and the outputs at the last column of the history.
+    """
+    tokens, layers = self._embedded(history), []
+    for index, layer in enumerate(self.blocks[0].layers):
+      _, k, v = layer.projected(tokens)
+      layers.append(with_room(k, v, room))
+      with named('processor', index):
+        tokens = layer(tokens)
+    b, m = tokens.values.shape[:2]
+    valid = jnp.pad(jnp.ones((b, m), bool) if tokens.valid is None else tokens.valid, ((0, 0), (0, room)))
+    cache = TokenCache(
+      layers=tuple(layers),
+      context_valid=valid,
+      latent_valid=valid,
+      num_steps=jnp.int32(0),
+      position=jnp.full((b, 1), m, jnp.int32),
+      room=room,
     )
-    channels = zero_invalid(self.input_adapter(inputs), inputs.valid)
-    tokens = dataclasses.replace(inputs, values=channels)
-    if self.config.window is None:
-      tokens = self.blocks[0](tokens, rngs=rngs)
-    else:
-      for layer_index, layer in enumerate(self.blocks[0].layers):
-        with named('processor', layer_index):
-          tokens = windowed(layer, tokens, self.config.window // 2, rngs)
-    outputs = scores(self.head, self.input_adapter, self.output_norm(tokens.values))
-    return zero_invalid(outputs, inputs.valid)
+    return cache, self._logits(tokens)[:, -1]
 
+  def step(self, cache: TokenCache, tokens: Tokens) -> tuple[TokenCache, Float[Array, 'b e']]:
+    """Appends one token to every row: outputs at it, as of a call over all tokens so far.
 
-def windowed(layer: SelfAttention, tokens: Tokens, block: int, rngs: nnx.Rngs | None) -> Tokens:
-  """A layer in which each block of tokens sees itself and the block before, under the rule: work linear in length."""
-  b, m = tokens.values.shape[:2]
-  normed = dataclasses.replace(tokens, values=layer.norm(tokens.values))
-  q = layer.attention.project_queries(normed.values, tokens.position)
-  k, v = KeyValueReader(None, None, layer.attention)(normed)
-  valid = jnp.ones((b, m), bool) if tokens.valid is None else tokens.valid
-  missing = -m % block
+    Args:
+      cache: with room for it.
+      tokens: `[b, 1, ...]`; without a position, its index is taken.
+    """
+    if tokens.position is None:
+      tokens = dataclasses.replace(tokens, position=cache.position[..., None])
+    tokens = dataclasses.replace(tokens, values=self.input_adapter(tokens))
+    valid, layers = cache.appended(cache.context_valid, jnp.ones((tokens.batch_size, 1), bool)), []
+    for index, layer in enumerate(self.blocks[0].layers):
+      q, k, v = layer.projected(tokens)
+      layers.append(cache.extended(index, k, v))
+      with named('processor', index):
+        heads = attend_cache(q, layers[-1], valid)
+      tokens = layer.finish(tokens, heads, rngs=None)
+    cache = dataclasses.replace(
+      cache,
+      layers=tuple(layers),
+      context_valid=valid,
+      latent_valid=valid,
+      num_steps=cache.num_steps + 1,
+      position=cache.position + 1,
+    )
+    return cache, self._logits(tokens)[:, 0]
 
-  def blocks(array: Array, axes: str, axis: int) -> Array:
-    """Whole blocks `[b, n, ...]` along an axis."""
-    widths = [(0, missing if a == axis else 0) for a in range(array.ndim)]
-    return rearrange(jnp.pad(array, widths), axes, block=block)
+  def _embedded(self, inputs: Tokens) -> Tokens:
+    inputs = inputs.checked('inputs')
+    if inputs.position is None:
+      inputs = dataclasses.replace(inputs, position=jnp.arange(inputs.num_tokens, dtype=jnp.int32)[None, :, None])
+    return dataclasses.replace(inputs, values=zero_invalid(self.input_adapter(inputs), inputs.valid))
 
-  def with_previous(array: Array, axis: int) -> Array:
-    previous = jnp.pad(array[:, :-1], [(0, 0), (1, 0)] + [(0, 0)] * (array.ndim - 2))
-    return rearrange(jnp.concatenate([previous, array], axis=axis), 'b n ... -> (b n) ...')
-
-  heads, flat = 'b h (n block) k -> b n h block k', 'b (n block) -> b n block'
-  # Float32, in which the gradients of a key's two uses are added.
-  q, k, v = (blocks(array.astype(jnp.float32), heads, 2) for array in (q, k, v))
-  time, valid = blocks(tokens.time, flat, 1), blocks(valid, flat, 1)
-  output = attend(
-    *(
-      array.astype(layer.attention.operands)
-      for array in (rearrange(q, 'b n ... -> (b n) ...'), with_previous(k, 3), with_previous(v, 3))
-    ),
-    query_time=rearrange(time, 'b n block -> (b n) block'),
-    key_time=with_previous(time, 2),
-    key_valid=with_previous(valid, 2),
-    dropout=layer.attention.weight_dropout(rngs),
-  )
-  output = rearrange(output, '(b n) h block k -> b h (n block) k', b=b)
-  return layer.finish(tokens, output[:, :, :m], rngs=rngs)
+  def _logits(self, tokens: Tokens) -> Float[Array, 'b m e']:
+    return scores(self.head, self.input_adapter, self.output_norm(tokens.values))

@@ -19,11 +19,10 @@ from jaxtyping import Array, Float, Int
 
 from perceiver_lib.adapters import AdapterConfig, table_initializer
 from perceiver_lib.attention.attend import KeyValueReader, joined_times, read
-from perceiver_lib.attention.block_causal import CausalLatentBlock, LatentAttention
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.attention.timesteps import prefix_read
-from perceiver_lib.blocks import CrossAttention, LayerConfig, layer_norm, pairs
+from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
 from perceiver_lib.models.last_inputs import latest, validity
 from perceiver_lib.tokens import Tokens
@@ -86,8 +85,7 @@ class UnifiedPerceiverConfig:
     latents: `LearnedLatents` or `InputLatents`.
     num_latent_channels: D.
     num_blocks: times that the one latent block is applied, and num_self_attends_per_block its depth.
-    latent_attention: 'full' or 'axial', see `block_causal.CausalLatentBlock`.
-    cross_attend, self_attend: the layers. Attention weights are not dropped in this model.
+    cross_attend, self_attend: the layers.
     decoder: queries of any kind, each with its own timestep, or `IdentityDecoderConfig`.
     mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
   """
@@ -97,7 +95,6 @@ class UnifiedPerceiverConfig:
   num_latent_channels: int
   num_blocks: int = 1
   num_self_attends_per_block: int = 6
-  latent_attention: LatentAttention = 'full'
   cross_attend: LayerConfig = LayerConfig(num_heads=1)
   self_attend: LayerConfig = LayerConfig(num_heads=8)
   decoder: DecoderConfig | IdentityDecoderConfig
@@ -105,15 +102,10 @@ class UnifiedPerceiverConfig:
 
   def __post_init__(self):
     c, d = self.input_adapter.num_channels, self.num_latent_channels
-    for name in ('cross_attend', 'self_attend'):
-      if getattr(self, name).attention_dropout > 0:
-        raise ValueError(f'This model drops no attention weights; got {name} with attention_dropout. Use dropout.')
     if isinstance(self.latents, LearnedLatents):
       if self.cross_attend.rotary is not None:
         raise ValueError('Learned latents ask the same question at every timestep; their read cannot be rotary.')
     else:
-      if self.latent_attention == 'axial':
-        raise ValueError('Axial latent attention needs the same latents at every timestep; use LearnedLatents.')
       for name, value in (('projection', 'none'), ('key_norm', 'query_norm')):
         if getattr(self.latents, name) == value and c != d:
           raise ValueError(f'{name}={value!r} needs inputs as wide as the latents, {d} channels; got {c}.')
@@ -155,15 +147,7 @@ class UnifiedPerceiver(nnx.Module):
       [CrossAttention(config.cross_attend, num_query_channels=d, num_input_channels=c, rngs=rngs)]
     )
     self.blocks = nnx.List(
-      [
-        CausalLatentBlock(
-          config.self_attend,
-          num_channels=d,
-          num_layers=config.num_self_attends_per_block,
-          latent_attention=config.latent_attention,
-          rngs=rngs,
-        )
-      ]
+      [LatentBlock(config.self_attend, num_channels=d, num_layers=config.num_self_attends_per_block, rngs=rngs)]
     )
     if isinstance(config.decoder, DecoderConfig):
       self.decoder = Decoder(config.decoder, input_adapter=config.input_adapter, num_latent_channels=d, rngs=rngs)
@@ -189,9 +173,7 @@ class UnifiedPerceiver(nnx.Module):
       inputs: raw tokens, by modality where the adapter is, in any order and any number a timestep; all of them with a
         time, or none. Timesteps count from 0; a source has SOURCE_TIME; inputs from timestep T on are never read.
       num_timesteps: T of this call, for learned latents; None = the config's.
-      chunk_size: input tokens read at a time; None = chosen from the shapes.
-      remat: recompute latent layers in the backward pass.
-      rngs: a `dropout` stream for training.
+      chunk_size, remat, rngs: see `models`.
 
     Raises:
       ValueError: for timed tokens beside timeless ones, and for timeless inputs of more than one timestep.
@@ -202,14 +184,6 @@ class UnifiedPerceiver(nnx.Module):
       first_layer = block * self.config.num_self_attends_per_block
       latents = self.blocks[0](latents, num_latents_per_timestep=s, first_layer=first_layer, remat=remat, rngs=rngs)
     return latents
-
-  def sources(self, inputs: Inputs) -> list[tuple[Tokens, KeyValueReader]]:
-    """Inputs by modality, each with what makes keys and values of it."""
-    cross_attend = self.cross_attends[0]
-    adapted = pairs(inputs, self.input_adapter)
-    return [
-      (tokens, KeyValueReader(adapter, cross_attend.input_norm, cross_attend.attention)) for tokens, adapter in adapted
-    ]
 
   def question(self, batch_size: int) -> Float[Array, 'b h s k']:
     """The read's queries, which are the same at every timestep."""
@@ -249,7 +223,7 @@ class UnifiedPerceiver(nnx.Module):
     num_timesteps = config.num_timesteps if num_timesteps is None else num_timesteps
     if self.timesteps is not None and num_timesteps > config.num_timesteps:
       raise ValueError(f'This model has a table of {config.num_timesteps} timesteps; got {num_timesteps}.')
-    sources = self.sources(inputs)
+    sources = self.cross_attends[0].sources(inputs, self.input_adapter)
     batch_size, timed = sources[0][0].batch_size, joined_times([tokens for tokens, _ in sources]) is not None
     if not timed and num_timesteps > 1:
       raise ValueError(f'{num_timesteps} timesteps need inputs with a time; got inputs without one.')
@@ -271,16 +245,13 @@ class UnifiedPerceiver(nnx.Module):
     embedded = dataclasses.replace(raw, values=self.input_adapter(raw))
     projection = self.latent_projection
     latents = embedded if projection is None else dataclasses.replace(raw, values=projection(embedded.values))
-    sources = self.sources(inputs)
     if config.key_norm == 'query_norm':
-      others = dataclasses.replace(inputs, valid=validity(inputs) & ~is_latent)
-      sources = [
-        (others, sources[0][1]),
-        (embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention)),
-      ]
+      inputs = dataclasses.replace(inputs, valid=validity(inputs) & ~is_latent)
+    sources = cross_attend.sources(inputs, self.input_adapter)
+    if config.key_norm == 'query_norm':
+      sources += [(embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention))]
     with named('encoder', 'cross_attention', 0):
-      q = cross_attend.attention.project_queries(cross_attend.query_norm(latents.values), latents.position)
-      heads = read(q, sources, query_time=latents.time, chunk_size=chunk_size)
+      heads = read(cross_attend.questions(latents), sources, query_time=latents.time, chunk_size=chunk_size)
     return cross_attend.finish(latents, heads, rngs=rngs)
 
   def decode(
@@ -296,8 +267,8 @@ class UnifiedPerceiver(nnx.Module):
     Args:
       latents: of `encode`.
       queries: raw queries of the kind that the config names; the time of each is the last timestep that it may know.
-      chunk_size: queries decoded at a time.
-      rngs: a `dropout` stream for training.
+      chunk_size: queries decoded at a time; None = all at once.
+      rngs: see `models`.
     """
     if isinstance(self.config.decoder, DecoderConfig):
       if queries is None:

@@ -7,26 +7,20 @@ room, what comes out equals a recomputation; when it is full, its newest timeste
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.attention.attend import KeyValueReader, attend
-from perceiver_lib.attention.block_causal import self_attend
+from perceiver_lib.attention.caching import KeysAndValues, by_heads, put, rows, with_room
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
 from perceiver_lib.attention.streamed import cleaned
-from perceiver_lib.attention.timesteps import known, nothing, summed, timestep_major, timestep_partials
+from perceiver_lib.attention.timesteps import known, timestep_major, timestep_partials
 from perceiver_lib.blocks import SelfAttention
 from perceiver_lib.models.unified import Inputs, LearnedLatents, UnifiedPerceiver
 from perceiver_lib.tokens import Tokens, pytree_dataclass
-
-KeysAndValues = tuple[Float[Array, 'r n k'], Float[Array, 'r n v']]
-"""Examples and heads are one axis, r = b h: with two, XLA on CPU copies the whole cache at every step."""
 
 
 @pytree_dataclass()
@@ -59,7 +53,7 @@ def start(
     inputs: raw tokens with SOURCE_TIME or a timestep below `num_timesteps`; modalities may be missing.
     num_timesteps: already known, 0 where there is nothing but a source.
     max_timesteps: the cache's room.
-    chunk_size: input tokens read at a time; None = chosen from the shapes.
+    chunk_size: see `models`.
 
   Returns:
     The cache, and the latents `[b, t * s, d]` of the known timesteps.
@@ -77,20 +71,16 @@ def start(
   q = model.question(sources[0][0].batch_size)
   settings = {'num_timesteps': num_timesteps, 'window': config.encoder_window}
   partials = timestep_partials(q, sources, **settings, chunk_size=chunk_size)
-  source = jax.tree.map(lambda x: x[:, :1], partials)
-  steps = jax.tree.map(lambda empty, x: jnp.concatenate([empty, x[:, 1:]], axis=1), nothing(source), partials)
-  if config.encoder_window is None:
-    steps = jax.tree.map(lambda x: x[:, None], summed(steps))
-  else:
-    steps = jax.tree.map(lambda x: x[:, -config.encoder_window :], steps)
-  heads = timestep_major(known(partials, **settings)).output()
+  source = partials.groups(slice(1))
+  steps = _remembered(source.emptied().beside(partials.groups(slice(1, None))), config.encoder_window)
+  heads = timestep_major(known(partials, window=config.encoder_window)).output()
   latents = model.answer(heads, jnp.arange(num_timesteps, dtype=jnp.int32))
   layers, room = [], (max_timesteps - num_timesteps) * s
-  for index, (layer, view) in enumerate(_applied_layers(model)):
-    pair = _keys_and_values(layer, dataclasses.replace(latents, values=layer.norm(latents.values)))
-    layers.append(tuple(jnp.pad(_rows(array), ((0, 0), (0, room), (0, 0))) for array in pair))
+  for index, layer in enumerate(_applied_layers(model)):
+    _, k, v = layer.projected(latents)
+    layers.append(with_room(k, v, room))
     with named('processor', index):
-      latents = self_attend(layer, latents, view, s, None) if num_timesteps else latents
+      latents = layer(latents, num_latents_per_timestep=s) if num_timesteps else latents
   cache = UnifiedCache(
     source=source,
     steps=steps,
@@ -118,27 +108,20 @@ def step(model: UnifiedPerceiver, cache: UnifiedCache, inputs: Inputs) -> tuple[
   for tokens, reader in _sources(model, inputs):
     k, v = reader(cleaned(tokens))
     new = new.fold(scaled_logits(q, k), None if tokens.valid is None else tokens.valid[:, None, None], v)
-  steps = jax.tree.map(lambda x, part: jnp.concatenate([x, part[:, None]], axis=1), cache.steps, new)
-  if model.config.latents.encoder_window is None:
-    steps = jax.tree.map(lambda x: x[:, None], summed(steps))
-  else:
-    steps = jax.tree.map(lambda x: x[:, 1:], steps)
-  read = summed(jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), cache.source, steps))
-  latents, layers = model.answer(read.output(), time[None]), []
-  for index, ((layer, view), (keys, values)) in enumerate(zip(_applied_layers(model), cache.layers, strict=True)):
-    normed = dataclasses.replace(latents, values=layer.norm(latents.values))
-    k, v = _keys_and_values(layer, normed)
-    keys, values = _put(keys, _rows(k), time * s), _put(values, _rows(v), time * s)
-    layers.append((keys, values))
-    q = layer.attention.project_queries(normed.values, normed.position)
+  steps = _remembered(cache.steps.beside(new.as_group()), model.config.latents.encoder_window)
+  latents, layers = model.answer(cache.source.beside(steps).total().output(), time[None]), []
+  valid = jnp.broadcast_to(jnp.arange(cache.latents.shape[1]) < (time + 1) * s, cache.latents.shape[:2])
+  for index, (layer, (keys, values)) in enumerate(zip(_applied_layers(model), cache.layers, strict=True)):
+    q, k, v = layer.projected(latents)
+    layers.append((put(keys, rows(k), time * s), put(values, rows(v), time * s)))
     with named('processor', index):
-      heads = _attend_cached(q, k, v, (keys, values), view, time)
+      heads = attend(q, *(by_heads(array, q.shape[1]) for array in layers[-1]), key_valid=valid)
     latents = layer.finish(latents, heads, rngs=None)
   cache = UnifiedCache(
     source=cache.source,
     steps=steps,
     layers=tuple(layers),
-    latents=_put(cache.latents, latents.values, time * s),
+    latents=put(cache.latents, latents.values, time * s),
     next_step=time + 1,
   )
   return cache, latents
@@ -157,48 +140,20 @@ def latents_so_far(model: UnifiedPerceiver, cache: UnifiedCache) -> Tokens:
 
 
 def _sources(model: UnifiedPerceiver, inputs: Inputs) -> list[tuple[Tokens, KeyValueReader]]:
-  """As `model.sources`, for some of the modalities."""
-  if isinstance(inputs, Tokens):
-    return model.sources(inputs)
-  adapters, cross_attend = model.input_adapter, model.cross_attends[0]
-  if not isinstance(adapters, Mapping) or not set(inputs) <= set(adapters):
+  """The inputs with their readers, for some of the modalities."""
+  adapters = model.input_adapter
+  if isinstance(inputs, Mapping):
     names = sorted(adapters) if isinstance(adapters, Mapping) else []
-    raise ValueError(f'Tokens must be of the modalities {names}; got {sorted(inputs)}.')
-  return [
-    (inputs[name].checked(name), KeyValueReader(adapters[name], cross_attend.input_norm, cross_attend.attention))
-    for name in sorted(inputs)
-  ]
+    if not set(inputs) <= set(names):
+      raise ValueError(f'Tokens must be of the modalities {names}; got {sorted(inputs)}.')
+    adapters = {name: adapters[name] for name in inputs}
+  return model.cross_attends[0].sources(inputs, adapters)
 
 
-def _applied_layers(model: UnifiedPerceiver) -> Iterator[tuple[SelfAttention, str]]:
-  block = model.blocks[0]
-  for _ in range(model.config.num_blocks):
-    for index, layer in enumerate(block.layers):
-      yield layer, block.views[index % len(block.views)]
+def _remembered(steps: PartialSoftmax, window: int | None) -> PartialSoftmax:
+  """What later timesteps need of what was read of the timesteps."""
+  return steps.total().as_group() if window is None else steps.groups(slice(-window, None))
 
 
-def _keys_and_values(layer: SelfAttention, normed: Tokens) -> tuple[Array, Array]:
-  return KeyValueReader(None, None, layer.attention)(normed)
-
-
-def _rows(array: Float[Array, 'b h n k']) -> Float[Array, 'r n k']:
-  return rearrange(array, 'b h n k -> (b h) n k')
-
-
-def _put(array: Array, entry: Array, place: Array) -> Array:
-  return jax.lax.dynamic_update_slice_in_dim(array, entry, place, axis=1)
-
-
-def _attend_cached(q: Array, k: Array, v: Array, cached: KeysAndValues, view: str, time: Array) -> Array:
-  """The newest timestep's latents over the cache, as `block_causal.self_attend` looks at it."""
-  if view == 'step':
-    return attend(q, k, v)
-  h, s = q.shape[1:3]
-  keys, values = (rearrange(array, '(b h) n k -> b h n k', h=h) for array in cached)
-  if view == 'slot':
-    q = rearrange(q, 'b h s k -> (b s) h 1 k')
-    keys, values = (rearrange(array, 'b h (t s) k -> (b s) h t k', s=s) for array in (keys, values))
-  done = time + 1 if view == 'slot' else (time + 1) * s
-  valid = jnp.broadcast_to(jnp.arange(keys.shape[2]) < done, (keys.shape[0], keys.shape[2]))
-  heads = attend(q, keys, values, key_valid=valid)
-  return rearrange(heads, '(b s) h 1 v -> b h s v', s=s) if view == 'slot' else heads
+def _applied_layers(model: UnifiedPerceiver) -> list[SelfAttention]:
+  return list(model.blocks[0].layers) * model.config.num_blocks

@@ -1,4 +1,4 @@
-"""The rule by gradients, dense = streamed in values and gradients, masked rows, NaN, dropout, golden arrays."""
+"""The rule by gradients, every form = the reference in values and gradients, masked rows, NaN, golden arrays."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_lib.attention.attend import DENSE_LOGITS, Attention, KeyValueReader, attend, choose_chunk_size, read
-from perceiver_lib.attention.streamed import Dropout
+from perceiver_lib.attention.attend import (
+  DENSE_LOGITS,
+  Attention,
+  KeyValueReader,
+  attend,
+  choose_chunk_size,
+  read,
+  reference_attend,
+)
+from perceiver_lib.attention.caching import attend_cache, with_room
 from perceiver_lib.tokens import Tokens, may_attend
 from tests.reference import make_golden
 from tests.support import GOLDEN, STREAMED, as_users_call, assert_close, compiled, set_parameters
@@ -52,37 +60,55 @@ def test_the_jacobian_is_zero_exactly_where_the_rule_says_no(chunk_size):
     np.testing.assert_array_equal(reached_k, allowed[:, query] & ~alone)
 
 
+def by_reference(q, k, v, query_time=None, key_time=None, key_valid=None):
+  allowed = may_attend(query_time, key_time, key_valid)
+  return reference_attend(q, k, v, jnp.ones((len(k), 1, k.shape[2]), bool) if allowed is None else allowed)
+
+
+def from_cache(q, k, v, key_valid):
+  """Each query by itself over a cache with room for two more tokens."""
+  cached, valid = with_room(k, v, 2), jnp.pad(key_valid, ((0, 0), (0, 2)))
+  return jnp.concatenate([attend_cache(q[:, :, i : i + 1], cached, valid) for i in range(q.shape[2])], axis=2)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def value_and_gradients(chunk_size, arrays, cotangent, masks, dropout):
-  output, pull_back = jax.vjp(functools.partial(attend, chunk_size=chunk_size, dropout=dropout, **masks), *arrays)
+def value_and_gradients(form, arrays, cotangent, masks):
+  output, pull_back = jax.vjp(functools.partial(form, **masks), *arrays)
   return output, pull_back(cotangent)
 
 
+dense = functools.partial(attend, chunk_size=None)
+in_chunks = {size: functools.partial(attend, chunk_size=size) for size in (1, 4, 7, 8, 13, 29)}
+
+
 # Each is compiled once, whatever the seeds: a single key, fewer keys than a chunk, chunks that fit and that do not.
+# Prefix read, grouped and block-causal attention have other arguments: their equality stands in their own files.
 @settings(max_examples=24, deadline=None)
 @given(
   seed=st.integers(0, 2**16),
   how=st.sampled_from(
     [
-      ((1, 1, 1, 1), 1, ('time', 'valid'), True),
-      ((2, 3, 5, 13), 4, ('time', 'valid'), True),
-      ((2, 3, 5, 13), 13, ('time',), False),
-      ((3, 2, 7, 23), 1, ('valid',), False),
-      ((3, 2, 7, 23), 8, ('time', 'valid'), False),
-      ((1, 3, 6, 22), 29, ('time',), True),
-      ((3, 1, 2, 16), 4, (), True),
-      ((2, 2, 4, 9), 7, (), False),
+      ((1, 1, 1, 1), 1, ('time', 'valid')),
+      ((2, 3, 5, 13), 4, ('time', 'valid')),
+      ((2, 3, 5, 13), 13, ('time',)),
+      ((3, 2, 7, 23), 1, ('valid',)),
+      ((3, 2, 7, 23), 8, ('time', 'valid')),
+      ((1, 3, 6, 22), 29, ('time',)),
+      ((3, 1, 2, 16), 4, ()),
+      ((2, 2, 4, 9), 7, ()),
     ]
   ),
 )
-def test_streamed_equals_dense_in_values_and_gradients(seed, how):
-  shape, chunk_size, given_masks, dropout = how
+def test_dense_streamed_and_cached_attention_equal_the_reference_in_values_and_gradients(seed, how):
+  shape, chunk_size, given_masks = how
   arrays, masks = operands(seed, *shape)
   kept = {name: mask for name, mask in masks.items() if name.split('_')[1] in given_masks}
-  drop = Dropout(rate=0.4, seed=jax.random.key(seed)) if dropout else None
+  if given_masks == ('valid',):
+    kept['key_valid'] = kept['key_valid'].at[:, 0].set(True)  # a cache holds the newest token itself
   cotangent = jnp.asarray(np.random.default_rng(seed).normal(size=(*shape[:3], V)), jnp.float32)
-  streamed, dense = (value_and_gradients(size, arrays, cotangent, kept, drop) for size in (chunk_size, None))
-  assert_close(streamed, dense, STREAMED)
+  expected = value_and_gradients(by_reference, arrays, cotangent, kept)
+  for form in (dense, in_chunks[chunk_size], *([from_cache] if given_masks == ('valid',) else [])):
+    assert_close(value_and_gradients(form, arrays, cotangent, kept), expected, STREAMED)
 
 
 @pytest.mark.parametrize('chunk_size', [None, 5])
@@ -118,16 +144,6 @@ def test_garbage_in_later_or_invalid_keys_changes_no_bit(chunk_size):
   assert np.all(np.isnan(spoiled[np.broadcast_to(late.any(-1)[:, None], out.shape[:3])]))
 
 
-def test_dropout_is_unbiased_and_really_drops():
-  (q, k, v), _ = operands(queries=1)
-  plain = attend(q, k, v)
-  seeds = jax.random.split(jax.random.key(0), 4_000)
-  dropped = compiled(jax.vmap(lambda seed: attend(q, k, v, dropout=Dropout(rate=0.5, seed=seed))), seeds)
-  assert float(jnp.std(dropped, axis=0).min()) > 0.01
-  standard_error = jnp.std(dropped, axis=0) / 4_000**0.5
-  assert float(jnp.max(jnp.abs(jnp.mean(dropped, axis=0) - plain) / standard_error)) < 5
-
-
 def test_wrong_operands_are_named():
   (q, k, v), _ = operands()
   with as_users_call(), pytest.raises(ValueError, match=r'q \[b h i k\].*got \(2, 3, 5, 6\), \(2, 3, 13, 7\)'):
@@ -151,7 +167,6 @@ def attention_module(**changes) -> Attention:
     'qk_channels': make_golden.QK_CHANNELS,
     'v_channels': make_golden.V_CHANNELS,
     'num_heads': make_golden.HEADS,
-    'dropout': 0.0,
     'rotary': None,
   }
   return Attention(**(settings | changes), rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Block-causal attention equals the dense rule in outputs and gradients, and so does the stack of layers made of it."""
+"""Block-causal attention equals the reference in outputs and gradients, and its stack the one of the general read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.attention import block_causal
-from perceiver_lib.attention.attend import KeyValueReader, attend
-from perceiver_lib.attention.block_causal import CausalLatentBlock, block_causal_attend
+from perceiver_lib.attention.attend import reference_attend
+from perceiver_lib.attention.block_causal import block_causal_attend
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.positions import Rotary
-from perceiver_lib.tokens import Tokens
-from tests.support import ROUNDING, as_users_call, assert_close, compiled
+from perceiver_lib.tokens import Tokens, may_attend
+from tests.support import ROUNDING, assert_close, compiled
 
 BATCH, STEPS, LATENTS, CHANNELS = 2, 7, 3, 10
 NUM = STEPS * LATENTS
-LAYER = LayerConfig(num_heads=2, widening_factor=2)
 
 
 def operands(seed=0):
@@ -37,17 +36,17 @@ def flat(tree):
 
 @pytest.mark.parametrize('padded', [True, False])
 @pytest.mark.parametrize('block_rows', [1, 6, 13, None])
-def test_equals_the_dense_rule_in_outputs_and_gradients(block_rows, padded):
+def test_equals_the_reference_in_outputs_and_gradients(block_rows, padded):
   q, k, v, time, valid = operands()
   valid = valid if padded else None
-  if padded:
-    k, v = (jnp.where(valid[:, None, :, None], array, jnp.nan) for array in (k, v))
 
-  def dense(q, k, v):
-    return attend(q, k, v, query_time=time, key_time=time, key_valid=valid)
+  def reference(q, k, v):
+    return reference_attend(q, k, v, may_attend(time, time, valid))
 
   def blocks(q, k, v):
     rows = {'num_latents_per_timestep': LATENTS, 'block_rows': block_rows}
+    if padded:
+      k, v = (jnp.where(valid[:, None, :, None], array, jnp.nan) for array in (k, v))
     return block_causal_attend(q, k, v, time=time, valid=valid, **rows)
 
   def value_and_gradients(function):
@@ -57,7 +56,7 @@ def test_equals_the_dense_rule_in_outputs_and_gradients(block_rows, padded):
 
     return compiled(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), q, k, v)
 
-  assert_close(value_and_gradients(blocks), value_and_gradients(dense))
+  assert_close(value_and_gradients(blocks), value_and_gradients(reference))
 
 
 def test_computes_the_lower_triangle_of_blocks_and_nothing_else():
@@ -110,73 +109,18 @@ def outputs_and_gradients(stack, tokens, **settings):
   return values, flat(gradients)
 
 
-def same_weights(source, target):
-  nnx.update(target, nnx.state(source))
-  return target
-
-
 @pytest.mark.parametrize('remat', [False, True])
-def test_stack_equals_the_general_stack_with_the_same_parameters(monkeypatch, remat):
+def test_a_stack_in_blocks_equals_the_stack_of_the_general_read(monkeypatch, remat):
   monkeypatch.setattr(block_causal, 'choose_chunk_size', lambda rows, keys: 1)
   config = LayerConfig(num_heads=2, rotary=Rotary(fraction=0.5))
-  general = LatentBlock(config, num_channels=CHANNELS, num_layers=3, rngs=nnx.Rngs(5))
-  ours = CausalLatentBlock(config, num_channels=CHANNELS, num_layers=3, rngs=nnx.Rngs(6))
-  ours = same_weights(general, ours)
-  actual = outputs_and_gradients(ours, latents(), num_latents_per_timestep=LATENTS, remat=remat)
-  assert_close(actual, outputs_and_gradients(general, latents()), 2 * ROUNDING)
-
-
-def masked_layer(layer, tokens, mask):
-  """One layer with its mask `[b, i, j]` written out."""
-  normed = Tokens(values=layer.norm(tokens.values))
-  q = layer.attention.project_queries(normed.values, None)
-  k, v = KeyValueReader(None, None, layer.attention)(normed)
-  logits = jnp.where(mask[:, None], jnp.einsum('bhik,bhjk->bhij', q, k) * q.shape[-1] ** -0.5, -1e30)
-  weights = jnp.where(mask[:, None], jax.nn.softmax(logits, axis=-1), 0)
-  return layer.finish(tokens, jnp.einsum('bhij,bhjv->bhiv', weights, v), rngs=None)
-
-
-@pytest.mark.parametrize('remat', [False, True])
-def test_axial_stack_attends_within_the_step_then_across_steps_for_each_slot(remat):
-  stack = CausalLatentBlock(LAYER, num_channels=CHANNELS, num_layers=4, latent_attention='axial', rngs=nnx.Rngs(7))
-  tokens = latents()
-  slot, step = np.arange(NUM) % LATENTS, np.arange(NUM) // LATENTS
-  valid = tokens.valid[:, None, :]
-  within = jnp.asarray(step[:, None] == step[None])[None] & valid
-  across = jnp.asarray((slot[:, None] == slot[None]) & (step[:, None] >= step[None]))[None] & valid
-
-  def dense(stack, tokens):
-    for layer, mask in zip(stack.layers, (within, across) * 2, strict=True):
-      tokens = masked_layer(layer, tokens, mask)
-    return tokens
-
-  def loss(stack, values):
-    output = dense(stack, Tokens(values=values, time=tokens.time, valid=tokens.valid))
-    return jnp.sum(jnp.sin(output.values)), output.values
-
-  (_, values), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(stack, tokens.values)
-  actual = outputs_and_gradients(stack, tokens, num_latents_per_timestep=LATENTS, remat=remat)
-  assert_close(actual, (values, flat(gradients)), 2 * ROUNDING)
-
-
-def test_axial_costs_less():
-  def flops(latent_attention):
-    stack = CausalLatentBlock(
-      LAYER, num_channels=CHANNELS, num_layers=2, latent_attention=latent_attention, rngs=nnx.Rngs(7)
-    )
-
-    def run(values, time):
-      return stack(Tokens(values=values, time=time), num_latents_per_timestep=16).values
-
-    shapes = jax.ShapeDtypeStruct((1, 512, CHANNELS), jnp.float32), jax.ShapeDtypeStruct((1, 512), jnp.int32)
-    return jax.jit(run).lower(*shapes).compile().cost_analysis()['flops']
-
-  assert flops('axial') < flops('full') / 4
+  stack = LatentBlock(config, num_channels=CHANNELS, num_layers=3, rngs=nnx.Rngs(5))
+  actual = outputs_and_gradients(stack, latents(), num_latents_per_timestep=LATENTS, remat=remat)
+  assert_close(actual, outputs_and_gradients(stack, latents()), 2 * ROUNDING)
 
 
 def test_dropout_of_branches_needs_rngs_and_changes_with_them():
   config = LayerConfig(num_heads=2, dropout=0.5)
-  stack = CausalLatentBlock(config, num_channels=CHANNELS, num_layers=2, rngs=nnx.Rngs(9))
+  stack = LatentBlock(config, num_channels=CHANNELS, num_layers=2, rngs=nnx.Rngs(9))
 
   @functools.partial(jax.jit, static_argnums=0)
   def values(remat, key=None):
@@ -187,10 +131,3 @@ def test_dropout_of_branches_needs_rngs_and_changes_with_them():
   for remat in (False, True):
     assert np.array_equal(values(remat), values(remat)) and np.array_equal(values(remat, one), values(remat, one))
     assert not np.array_equal(values(remat, one), values(remat, two))
-
-
-def test_refuses_what_the_axial_stack_cannot_do():
-  with pytest.raises(ValueError, match='layers in pairs, within a step and across steps; got 3'):
-    CausalLatentBlock(LAYER, num_channels=CHANNELS, num_layers=3, latent_attention='axial', rngs=nnx.Rngs(0))
-  with as_users_call(), pytest.raises(ValueError, match="full or axial; got 'diagonal'"):
-    CausalLatentBlock(LAYER, num_channels=CHANNELS, num_layers=2, latent_attention='diagonal', rngs=nnx.Rngs(0))

@@ -68,7 +68,11 @@ CASES = {
     UNIFIED,
     lambda model: model(dataclasses.replace(PIXELS, time=TIME), QUERIES, chunk_size=4),
   ),
-  'window': (Transformer, TransformerConfig.tiny(causal=True, window=8), lambda model: model(IDS)),
+  'no latents': (
+    Transformer,
+    TransformerConfig.of_bytes(num_channels=16, num_layers=2, num_heads=2, vocabulary_size=9),
+    lambda model: model(dataclasses.replace(IDS, time=TIME)),
+  ),
 }
 
 

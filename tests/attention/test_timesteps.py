@@ -1,4 +1,4 @@
-"""The one-pass causal read equals the general read, whatever the order, the padding, the window and the chunks."""
+"""The one-pass causal read equals the reference, whatever the order, the padding, the window and the chunks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from einops import rearrange
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
-from perceiver_lib.attention.attend import KeyValueReader, read
+from perceiver_lib.attention.attend import KeyValueReader, reference_attend
 from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.attention.timesteps import may_read, prefix_read
 from perceiver_lib.blocks import CrossAttention, LayerConfig
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.tokens import SOURCE_TIME, Tokens
+from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
 from tests.support import STREAMED, assert_close
 
 BATCH, LATENTS, CHANNELS, INPUTS, FRAME = 2, 3, 5, 23, 13
@@ -45,19 +44,16 @@ class Reader(nnx.Module):
     return jnp.tile(self.layer.attention.project_queries(self.layer.query_norm(latents), None), (BATCH, 1, 1, 1))
 
 
-def by_general_read(reader, latents, inputs, num_timesteps, window, chunk_size):
-  """Each timestep by itself; a window, which may be larger than all, hides inputs by their validity."""
-  q = reader.queries(latents)
-
-  def one(step):
-    seen = {}
-    for name, tokens in inputs.items():
-      valid = jnp.ones(tokens.time.shape, bool) if tokens.valid is None else tokens.valid
-      valid &= (tokens.time > step - window) | (tokens.time == SOURCE_TIME)
-      seen[name] = Tokens(values=tokens.values, position=tokens.position, time=tokens.time, valid=valid)
-    return read(q, reader.sources(seen), query_time=jnp.full((BATCH, LATENTS), step, jnp.int32))
-
-  return rearrange(jax.vmap(one)(jnp.arange(num_timesteps, dtype=jnp.int32)), 't b h s v -> b h (t s) v')
+def by_reference(reader, latents, inputs, num_timesteps, window, chunk_size):
+  """All questions at all timesteps, under the rule and the window, which may be larger than all."""
+  q = jnp.tile(reader.queries(latents), (1, 1, num_timesteps, 1))
+  step = jnp.tile(jnp.arange(num_timesteps, dtype=jnp.int32).repeat(LATENTS), (BATCH, 1))
+  time = jnp.concatenate([tokens.time for tokens in inputs.values()], axis=1)
+  valid = [jnp.ones(tokens.time.shape, bool) if tokens.valid is None else tokens.valid for tokens in inputs.values()]
+  in_window = (time[:, None] > step[..., None] - window) | (time[:, None] == SOURCE_TIME)
+  parts = [key_value_reader(tokens) for tokens, key_value_reader in reader.sources(inputs)]
+  k, v = (jnp.concatenate(arrays, axis=2) for arrays in zip(*parts, strict=True))
+  return reference_attend(q, k, v, may_attend(step, time, jnp.concatenate(valid, axis=1)) & in_window)
 
 
 def inputs_at(times, frame_times, seed=0, *, padded=True, shared_position=True):
@@ -112,12 +108,12 @@ def by_prefix_read(reader, latents, inputs, num_timesteps, window, chunk_size):
   return prefix_read(reader.queries(latents), reader.sources(inputs), **settings)
 
 
-def assert_equal_to_general_read(inputs, num_timesteps, window, chunk_size):
+def assert_equal_to_the_reference(inputs, num_timesteps, window, chunk_size):
   steps = {'num_timesteps': num_timesteps}
   actual = value_and_gradients(inputs, function=by_prefix_read, window=window, chunk_size=chunk_size, **steps)
-  # The window is traced, so that the general read is compiled once and not for each.
+  # The window is traced, so that the reference is compiled once and not for each.
   everything = jnp.int32(2**20 if window is None else window)
-  expected = value_and_gradients(inputs, function=by_general_read, traced_window=everything, **steps)
+  expected = value_and_gradients(inputs, function=by_reference, traced_window=everything, **steps)
   assert_close(actual[0], expected[0], STREAMED)
   # Over all gradients together: that of the keys' bias is zero but for rounding, because a softmax cancels it.
   assert_close(
@@ -135,12 +131,12 @@ def test_may_read_is_the_matrix_of_its_docstring():
 @pytest.mark.parametrize(
   ('chunk_size', 'window'), [(None, None), (None, 3), (1, None), (4, None), (64, None), (1, 2), (4, 1), (4, 3), (4, 19)]
 )
-def test_equals_the_general_read_in_outputs_and_gradients(chunk_size, window):
+def test_equals_the_reference_in_outputs_and_gradients(chunk_size, window):
   """Any order, padding, two modalities, the source, history before step 0, the future, and empty timesteps 2 and 4."""
   random = np.random.default_rng(1)
   choices = [SOURCE_TIME, -3, -1, 0, 1, 3, 5, 7, NEVER]
   inputs = inputs_at(random.choice(choices, (BATCH, INPUTS)), random.choice(choices, (BATCH, FRAME)))
-  assert_equal_to_general_read(inputs, 7, window, chunk_size)
+  assert_equal_to_the_reference(inputs, 7, window, chunk_size)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -150,11 +146,11 @@ def test_equals_the_general_read_in_outputs_and_gradients(chunk_size, window):
   how=st.sampled_from([(2, None, True), (8, 3, False), (None, 1, True)]),
   seed=st.integers(0, 2**16),
 )
-def test_equals_the_general_read_for_any_times(times, frame_times, how, seed):
+def test_equals_the_reference_for_any_times(times, frame_times, how, seed):
   chunk_size, window, shared_position = how
   times, frame_times = np.reshape(times, (BATCH, INPUTS)), np.reshape(frame_times, (BATCH, FRAME))
   inputs = inputs_at(times, frame_times, seed, shared_position=shared_position)
-  assert_equal_to_general_read(inputs, 7, window, chunk_size)
+  assert_equal_to_the_reference(inputs, 7, window, chunk_size)
 
 
 @pytest.mark.parametrize('window', [None, 2])

@@ -18,7 +18,7 @@ from perceiver_lib.data.film import Clips, Film
 from perceiver_lib.lessons import tour_probes, unified_bytes, unified_digits, unified_film
 from perceiver_lib.lessons import unified_pronunciation as speech
 from perceiver_lib.lessons import unified_rule as rule
-from perceiver_lib.lessons.prefix_transformer import PrefixTransformer
+from perceiver_lib.models.transformer import Transformer
 from perceiver_lib.models.unified import UnifiedPerceiver
 from perceiver_lib.parameters import abstract
 from tests.support import ROUNDING, assert_close
@@ -39,7 +39,7 @@ def word_source(count: int) -> words.WordSource:
 @functools.cache
 def models():
   unified = UnifiedPerceiver(speech.unified_config(RECIPE), rngs=nnx.Rngs(0))
-  transformer = PrefixTransformer(speech.transformer_config(RECIPE), rngs=nnx.Rngs(0))
+  transformer = Transformer(speech.transformer_config(RECIPE), rngs=nnx.Rngs(0))
   return {'unified': (unified, speech.unified_logits), 'transformer': (transformer, speech.transformer_logits)}
 
 
@@ -47,7 +47,7 @@ def models():
 def test_no_score_knows_later_phonemes_and_all_know_every_letter(name):
   model, logits = models()[name]
   letters = words.letter_ids(['phone', 'a'])
-  known = np.array([[words.START, 40, 41, 42, words.PAD, words.PAD, words.PAD]] * 2, np.int32)
+  known = np.array([[words.START, 40, 41, 42, 43, 44, 45]] * 2, np.int32)
   scores = jax.jit(logits)
   before = np.asarray(scores(model, letters, known))
   later, letter = known.copy(), letters.copy()
@@ -72,7 +72,7 @@ def test_what_is_spoken_greedily_is_the_likeliest_phoneme_at_every_step(name):
 def test_both_models_take_about_the_same_operations_in_demo_size():
   recipe = speech.RECIPES['demo']
   unified = abstract(UnifiedPerceiver, speech.unified_config(recipe))
-  transformer = abstract(PrefixTransformer, speech.transformer_config(recipe))
+  transformer = abstract(Transformer, speech.transformer_config(recipe))
   ours = speech.flops_a_word(speech.unified_logits, unified, recipe.num_timesteps)
   theirs = speech.flops_a_word(speech.transformer_logits, transformer, recipe.num_timesteps)
   assert theirs == pytest.approx(ours, rel=0.05)

@@ -43,7 +43,7 @@ def test_videos_that_patches_do_not_tile_are_refused():
 
 def test_psnr_of_known_errors():
   assert video.psnr(255.0**2) == 0
-  assert video.psnr(0.01, peak=1.0) == pytest.approx(20)
+  assert video.psnr(255.0**2 / 100) == pytest.approx(20)
   assert video.psnr(0) == np.inf
 
 

@@ -18,7 +18,7 @@ from perceiver_lib.adapters import (
 )
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.models.last_inputs import last_valid
-from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig, PrefixDropout
+from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 from tests.reference import numpy_perceiver as reference
@@ -227,34 +227,6 @@ def test_streamed_and_dense_reads_have_equal_gradients():
   assert_close(gradient(params, 4), gradient(params, None), 10 * ROUNDING)
 
 
-def test_prefix_dropout_hides_whole_positions_of_the_prefix_only():
-  valid = jnp.asarray(MASKS)
-  prefix = valid & (jnp.cumsum(valid[:, ::-1], axis=1)[:, ::-1] > 5)
-  hidden = PrefixDropout(rate=0.4, mode='fixed_count')(prefix, jax.random.key(0))
-  np.testing.assert_array_equal(hidden.sum(1), np.floor(0.4 * np.asarray(prefix).sum(1)))
-  assert not (hidden & ~prefix).any()
-  draws = [PrefixDropout(rate=0.4)(prefix, jax.random.key(seed)) for seed in range(300)]
-  share = np.mean(draws, axis=0)
-  assert (share[~np.asarray(prefix)] == 0).all()
-  # 300 draws: five standard deviations are 0.14.
-  np.testing.assert_allclose(share[np.asarray(prefix)], 0.4, atol=0.14)
-
-
-def test_dropouts_act_in_training_alone_and_leave_the_rule_alone():
-  tokens = Tokens(values=jnp.asarray(ids(1, 11)))
-  plain = compiled(tiny(), tokens).values
-  for changes in ({'prefix_dropout': PrefixDropout(rate=0.5)}, {'latent_dropout': 0.5}):
-    model = tiny(**changes)
-    np.testing.assert_array_equal(compiled(model, tokens).values, plain)
-    train = jax.jit(lambda tokens, model=model: model(tokens, rngs=nnx.Rngs(dropout=3)))
-    trained = train(tokens)
-    assert not np.allclose(trained.values, plain, atol=1e-4)
-    assert trained.valid.all()
-    later = Tokens(values=tokens.values.at[:, 9].set(0))
-    again = train(later)
-    np.testing.assert_array_equal(again.values[:, :-2], trained.values[:, :-2])
-
-
 def test_positions_of_several_axes_come_from_data():
   adapter = EmbeddingAdapterConfig(
     num_embeddings=VOCABULARY, num_channels=16, position=FactoredPositions(shape=(3, 5), num_channels=16)
@@ -314,7 +286,6 @@ def test_parameter_paths_are_those_of_the_family():
     ({'num_latent_channels': 32, 'latent_projection': 'none'}, 'needs inputs as wide as the latents'),
     ({'num_latent_channels': 32, 'key_norm': 'query_norm'}, 'needs inputs as wide as the latents'),
     ({'output': 'tied', 'num_outputs': 7}, 'one output for each of 11 embeddings'),
-    ({'latent_dropout': 1.0}, 'latent_dropout in'),
   ],
 )
 def test_a_config_refuses_what_cannot_be(changes, sentence):

@@ -188,9 +188,9 @@ def test_latents_on_the_last_inputs_with_an_identity_decoder_are_perceiver_ar(pr
   assert_close(value_and_gradients(functools.partial(outputs, time=time), unified, values), expected)
 
 
-@pytest.mark.parametrize(('latent_attention', 'chunk_size'), [('full', None), ('axial', 4)])
-def test_no_output_depends_on_later_or_invalid_inputs_and_every_other_dependence_is_there(chunk_size, latent_attention):
-  model = model_of(dataclasses.replace(CONFIG, latent_attention=latent_attention))
+@pytest.mark.parametrize('chunk_size', [None, 4])
+def test_no_output_depends_on_later_or_invalid_inputs_and_every_other_dependence_is_there(chunk_size):
+  model = model_of()
   inputs, queries = inputs_and_queries()
 
   def outputs(values):
@@ -357,10 +357,6 @@ def test_refuses_what_it_cannot_do():
     jax.eval_shape(model_of(), inputs)
   with pytest.raises(ValueError, match='read cannot be rotary'):
     dataclasses.replace(CONFIG, cross_attend=LayerConfig(num_heads=1, rotary=Rotary()))
-  with pytest.raises(ValueError, match='drops no attention weights; got self_attend'):
-    dataclasses.replace(CONFIG, self_attend=LayerConfig(num_heads=2, attention_dropout=0.1))
-  with pytest.raises(ValueError, match='Axial latent attention needs'):
-    dataclasses.replace(CONFIG, latents=InputLatents(num_latents=3), latent_attention='axial')
   with pytest.raises(ValueError, match='inputs as wide as the latents, 14 channels; got 11'):
     dataclasses.replace(CONFIG, latents=InputLatents(num_latents=3, projection='none'))
   with pytest.raises(ValueError, match='must be 1 or more; got 2, 3 and 0'):
