@@ -75,9 +75,7 @@ def bench(arguments: argparse.Namespace) -> int:
   from perceiver_lib.experiments.bench import harness
   from perceiver_lib.experiments.bench.cases import CASES
 
-  if arguments.worker:
-    harness.work(CASES[arguments.cases[0]], arguments.worker)
-  elif arguments.list:
+  if arguments.list:
     print('\n'.join(f'{name}\n  {case.title}\n  {", ".join(case.contenders)}' for name, case in CASES.items()))
   else:
     harness.measure_all(CASES, arguments.cases, rounds=arguments.rounds, out=arguments.out)
@@ -146,7 +144,6 @@ def parser() -> argparse.ArgumentParser:
   timing.add_argument('--list', action='store_true', help='list the cases and leave')
   timing.add_argument('--rounds', type=int, default=5, help='timed calls of each contender, in turn (default 5)')
   timing.add_argument('--out', type=Path, metavar='FILE', help='JSON to write; cases not measured now stay in it')
-  timing.add_argument('--worker', help=argparse.SUPPRESS)
 
   lab = command('lab', open_lab, 'open JupyterLab with the kernel and the settings of this environment')
   lab.add_argument('jupyter', nargs='*', metavar='ARGUMENT', help='passed on to JupyterLab, after --')

@@ -1,6 +1,25 @@
-"""Everything that knows a run: profiles, the run context, bands, the notebook runner and the report page."""
+"""Everything that knows a run: profiles, the run context, bands, the notebook runner and the report page.
 
-from perceiver_lib.experiments.profiles import check_profile, pick
-from perceiver_lib.experiments.run import Run, RunIncomplete, start_run
+The names below load on first use: a process that measures another package would carry JAX's memory.
+"""
 
-__all__ = ['Run', 'RunIncomplete', 'check_profile', 'pick', 'start_run']
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+  'Run': 'run',
+  'RunIncomplete': 'run',
+  'check_profile': 'profiles',
+  'pick': 'profiles',
+  'start_run': 'run',
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _PUBLIC:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(f'{__name__}.{_PUBLIC[name]}'), name)

@@ -76,22 +76,6 @@ def git_commit(root: Path) -> tuple[str, bool]:
     return 'unknown', False
 
 
-def peak_bytes() -> int:
-  """The most memory this process has held.
-
-  Linux gives it by /proc: the `ru_maxrss` of a process also counts what its parent held when it started it, which in a
-  notebook would be the kernel's.
-  """
-  try:
-    status = Path('/proc/self/status').read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith('VmHWM'))
-  except (OSError, StopIteration):
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024
-
-
 def kernel_environment() -> dict[str, str]:
   """The variables of a kernel, which must be set before it imports JAX. What the user has set stays."""
   package_parent = str(Path(__file__).resolve().parents[2])

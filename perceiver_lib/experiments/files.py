@@ -5,27 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from perceiver_lib.files import replacing
+
 
 def write_text(path: Path, text: str) -> None:
   """Writes a whole file or nothing: a reader sees the old content or the new, never a part."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(descriptor, 'w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(OSError):
-      os.unlink(temporary)
-    raise
+  with replacing(path) as aside:
+    aside.write_text(text, encoding='utf-8')
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from perceiver_lib.experiments.environment import kernel_environment
 
 GRACE_SECONDS = 5.0
 
@@ -78,24 +73,3 @@ def end_family(child: subprocess.Popen[bytes]) -> None:
   with contextlib.suppress(ProcessLookupError, PermissionError):
     os.killpg(child.pid, signal.SIGKILL)
   child.wait()
-
-
-def answer_of(module: str, *arguments: Any) -> dict[str, Any]:
-  """The line of JSON that `python -m module arguments` prints in a Python of its own, on the CPU.
-
-  Only a fresh process has a peak of memory that says something.
-
-  Raises:
-    RuntimeError: with its last line, if it fails.
-  """
-  done = subprocess.run(
-    [sys.executable, '-m', module, *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    env={**kernel_environment(), 'JAX_PLATFORMS': 'cpu'},
-  )
-  if done.returncode:
-    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
-    called = ' '.join([module, *map(str, arguments)])
-    raise RuntimeError(f'{called} ended with status {done.returncode}: {last}')
-  return json.loads(done.stdout)

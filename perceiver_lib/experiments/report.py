@@ -11,7 +11,7 @@ from typing import Any
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json, read_records, write_text
 from perceiver_lib.experiments.profiles import PROFILES
-from perceiver_lib.experiments.text import describe_number, describe_paper
+from perceiver_lib.experiments.wording import describe_number, describe_paper
 from perceiver_lib.training.progress import format_duration
 
 THUMBNAIL_WIDTH = 880

@@ -12,7 +12,7 @@ from perceiver_lib.experiments.files import read_json, write_json, write_text
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.report import describe_band
 from perceiver_lib.experiments.tables import markdown
-from perceiver_lib.experiments.text import describe_number, describe_paper
+from perceiver_lib.experiments.wording import describe_number, describe_paper
 
 RECORDED = ('metric', 'value', 'unit', 'baseline', 'baseline_value', 'baselines', 'paper', 'band')
 TABLE_START, TABLE_END = '<!-- results: start -->', '<!-- results: end -->'

@@ -34,7 +34,7 @@ from perceiver_lib.experiments.files import append_record, project_root, read_js
 from perceiver_lib.experiments.notebooks import notebook_hash
 from perceiver_lib.experiments.profiles import PROFILES, check_profile
 from perceiver_lib.experiments.tables import Table
-from perceiver_lib.experiments.text import describe_metric, describe_number, describe_paper
+from perceiver_lib.experiments.wording import describe_metric, describe_number, describe_paper
 from perceiver_lib.training.checkpoints import Checkpointing, fingerprint
 from perceiver_lib.training.host import enable_compilation_cache
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.data import pronunciation
-from perceiver_lib.experiments.environment import peak_bytes
-from perceiver_lib.experiments.processes import answer_of
+from perceiver_lib.experiments.measuring import measure, peak_bytes
+from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.lessons import images, tour
 from perceiver_lib.lessons import unified_pronunciation as speech
 from perceiver_lib.lessons.sentences import sentence_tokens
@@ -91,9 +88,9 @@ def measure_long(num_bytes: int) -> dict[str, float]:
   """Two latents' maps of one head over a long input: memory of this process, beside the call without maps.
 
   Returns:
-    `start_gigabytes` before the model was made, `peak_gigabytes` at the end, `temporary_megabytes` that the compiled
-    call sets aside and `plain_temporary_megabytes` without maps, `map_megabytes` that come back, `whole_gigabytes` of
-    all maps of this read, `difference` of the logits over the largest, and `seconds` and `plain_seconds` of a call.
+    The `Cost` of a call with maps, `plain_seconds` and `plain_temporary_megabytes` without, `start_gigabytes` of this
+    process before the model was made, `map_megabytes` that come back, `whole_gigabytes` of all maps of this read, and
+    `difference` of the logits over the largest.
   """
   config = dataclasses.replace(tour.byte_perceiver(num_bytes), num_self_attends_per_block=1)
   tokens, start = tour.byte_tokens(num_bytes), peak_bytes()
@@ -101,38 +98,22 @@ def measure_long(num_bytes: int) -> dict[str, float]:
   captured = capture_attention(
     lambda model, tokens: model(tokens), names=['encoder.cross_attention.0'], heads=[3], queries=[7, 200]
   )
-  plain, with_maps = (
-    jax.jit(call).lower(model, tokens).compile() for call in (lambda model, tokens: model(tokens), captured)
-  )
-
-  def timed(call: Callable) -> tuple[Any, float]:
-    jax.block_until_ready(call(model, tokens))
-    begin = time.perf_counter()
-    found = jax.block_until_ready(call(model, tokens))
-    return found, time.perf_counter() - begin
-
-  logits, plain_seconds = timed(plain)
-  (same, maps), seconds = timed(with_maps)
+  logits, plain = measure(lambda model, tokens: model(tokens), model, tokens)
+  (same, maps), with_maps = measure(captured, model, tokens)
   one = maps['encoder.cross_attention.0']
   return {
     'num_bytes': num_bytes,
     'start_gigabytes': start / 1e9,
-    'peak_gigabytes': peak_bytes() / 1e9,
-    'temporary_megabytes': with_maps.memory_analysis().temp_size_in_bytes / 1e6,
-    'plain_temporary_megabytes': plain.memory_analysis().temp_size_in_bytes / 1e6,
     'map_megabytes': sum(leaf.nbytes for leaf in jax.tree.leaves(maps)) / 1e6,
     'whole_gigabytes': 2 * 4 * config.num_latents * config.cross_attend.num_heads * num_bytes / 1e9,
     'difference': float(jnp.max(jnp.abs(logits - same)) / jnp.max(jnp.abs(logits))),
     'row_sum_error': float(jnp.max(jnp.abs(one.weights.sum(-1) - 1))),
-    'seconds': seconds,
-    'plain_seconds': plain_seconds,
+    'plain_seconds': plain.seconds,
+    'plain_temporary_megabytes': plain.temporary_megabytes,
+    **dataclasses.asdict(with_maps),
   }
 
 
 def measure_long_in_fresh_process(log2_bytes: int) -> dict[str, float]:
   """`measure_long` in a process of its own."""
-  return answer_of('perceiver_lib.lessons.attention_answers', log2_bytes)
-
-
-if __name__ == '__main__':
-  print(json.dumps(measure_long(2 ** int(sys.argv[1]))))
+  return in_fresh_process('perceiver_lib.lessons.attention_answers:measure_long', num_bytes=2**log2_bytes)

@@ -1,19 +1,14 @@
 """How notebook 01 trains: a Perceiver on pixels, its variants, and the models that people use on images instead.
 
 Every function takes arrays and returns arrays or a `FitResult`, so a GPU job can call it without the notebook.
-
-    python -m perceiver_lib.lessons.images     # figures/01_seeds.json: three seeds, pixels and patches
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
-import statistics
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,10 +21,7 @@ from jaxtyping import Array, Float, Int
 from perceiver_lib.baselines.images import SmallCNN, SmallViT
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.augment import random_affine
-from perceiver_lib.data.images import load_images
-from perceiver_lib.data.loading import ArraySource, stack, training_batches
-from perceiver_lib.experiments.environment import environment_stamp
-from perceiver_lib.experiments.files import project_root, read_json, write_json
+from perceiver_lib.data.loading import ArraySource, training_batches
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.positions import FourierFeatures, grid
@@ -243,60 +235,3 @@ def classical_baselines(train: Arrays, test: Arrays) -> dict[str, float]:
     name: 100.0 * float(model.fit(flat[0], train['label']).score(flat[1], test['label']))
     for name, model in models.items()
   }
-
-
-def main_training(
-  data: Mapping[str, Arrays], *, recipe: ImageRecipe, seed: int, patch_size: int = 1, **fit_settings: Any
-) -> dict[str, float]:
-  """The notebook's main training on {'train', 'validation', 'test'} arrays, and what it reached."""
-  image_shape, num_classes = data['train']['image'].shape[1:], int(data['train']['label'].max()) + 1
-  forward = ReadPixels(patch_size)
-  config = image_perceiver(recipe, image_shape, num_classes, patch_size=patch_size)
-  num_steps = recipe.train_steps if patch_size == 1 else recipe.patch_train_steps
-  result = train_classifier(
-    Perceiver(config, rngs=nnx.Rngs(seed)), forward, data['train'], data['validation'],
-    recipe=recipe, num_steps=num_steps, seed=seed, **fit_settings,
-  )  # fmt: skip
-  return {
-    'patch_size': patch_size,
-    'seed': seed,
-    'train_steps': num_steps,
-    'validation_accuracy': result.history[-1]['validation_accuracy'],
-    'test_accuracy': accuracy_percent(forward, result.model, data['test']),
-    'compile_seconds': result.compile_seconds,
-    'train_seconds': result.train_seconds,
-  }
-
-
-def seed_study(profile: str, seeds: Sequence[int] = (0, 1, 2)) -> Iterator[dict[str, Any]]:
-  """The main training on pixels and on 2x2 patches of MNIST-5k with several seeds, a record each."""
-  dataset = load_images('mnist5k')
-  data = {name: full_range(stack(getattr(dataset, name))) for name in ('train', 'validation', 'test')}
-  stamp = environment_stamp(project_root())
-  for patch_size in (1, 2):
-    for seed in seeds:
-      record = main_training(data, recipe=RECIPES[profile], seed=seed, patch_size=patch_size, progress='silent')
-      yield {'profile': profile} | record | {name: stamp[name] for name in ('device', 'commit') if name in stamp}
-
-
-def seed_summary() -> str:
-  """What `figures/01_seeds.json` holds, a line for pixels and one for patches: committed results, not this run's."""
-  records = read_json(project_root() / 'figures' / '01_seeds.json') or []
-  lines = []
-  for patch_size in sorted({record['patch_size'] for record in records}):
-    group = [record for record in records if record['patch_size'] == patch_size]
-    accuracies = sorted(record['test_accuracy'] for record in group)
-    what = 'single bytes' if patch_size == 1 else f'{patch_size}x{patch_size} patches'
-    lines.append(
-      f'{what:12}  median test accuracy {statistics.median(accuracies):.1f} % of {len(group)} seeds '
-      f'({accuracies[0]:.1f} to {accuracies[-1]:.1f}), {group[0]["train_steps"]:,} steps, {group[0]["device"]}'
-    )
-  return '\n'.join(lines) or 'figures/01_seeds.json is not there: python -m perceiver_lib.lessons.images'
-
-
-if __name__ == '__main__':
-  records = []
-  for record in seed_study(sys.argv[1] if len(sys.argv) > 1 else 'demo'):
-    records.append(record)
-    print(json.dumps(record), flush=True)
-    write_json(project_root() / 'figures' / '01_seeds.json', records)

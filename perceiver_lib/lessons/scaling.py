@@ -1,15 +1,8 @@
-"""What each byte costs, for notebook 10: one training step of several models at growing lengths.
-
-`python -m perceiver_lib.lessons.scaling streamed 20 6` compiles the step of a streamed Perceiver on 2^20
-bytes in a process of its own, says what the compiler sets aside, and makes one step for every line on standard input.
-Only a fresh process has a peak of memory that says something, and several of them can be timed in turn.
-"""
+"""What each byte costs, for notebook 10: one training step of several models at growing lengths."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +12,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.experiments.bench.harness import Call, Worker, serve
+from perceiver_lib.experiments.measuring import Call, compiled, exponent, temporary_megabytes
+from perceiver_lib.experiments.tables import Table
+from perceiver_lib.experiments.wording import describe_spread
+from perceiver_lib.experiments.workers import Worker, answers_in_turn
 from perceiver_lib.flops import count_flops
 from perceiver_lib.lessons import tour, unified_bytes
 from perceiver_lib.models.perceiver import Perceiver
@@ -124,25 +120,19 @@ class Problem(NamedTuple):
   loss: Callable[[nnx.Module, Tokens], Float[Array, '']]
 
   def forward_operations(self) -> int:
-    return count_flops(lambda state: self._loss(state, self.tokens), nnx.split(self.model)[1])
+    return count_flops(self.loss, self.model, self.tokens)
 
   def operations(self) -> int:
     """Those of a step, what the backward pass computes again included."""
-    return count_flops(jax.value_and_grad(lambda state: self._loss(state, self.tokens)), nnx.split(self.model)[1])
+    return count_flops(jax.value_and_grad(self.loss), self.model, self.tokens)
 
-  def _loss(self, state: Any, tokens: Tokens) -> Float[Array, '']:
-    return self.loss(nnx.merge(nnx.split(self.model)[0], state), tokens)
-
-  def compiled(self) -> Any:
-    """Forward and backward, compiled for shapes only."""
-    return jax.jit(jax.value_and_grad(self._loss)).lower(nnx.split(self.model)[1], self.tokens).compile()
-
-  def call(self) -> tuple[Call, Any]:
-    """Something that makes one step, and the compiled program."""
-    program, params = self.compiled(), nnx.split(filled(self.model, scale=0.02))[1]
+  def step(self) -> tuple[Call, Any]:
+    """Something that makes one step, forward and backward, and its compiled program."""
+    program = compiled(jax.value_and_grad(self.loss), self.model, self.tokens)
+    model = filled(self.model, scale=0.02)
 
     def call() -> None:
-      loss, _ = jax.block_until_ready(program(params, self.tokens))
+      loss, _ = jax.block_until_ready(program(model, self.tokens))
       if not np.isfinite(loss):
         raise ValueError(f'A step on {self.tokens.num_tokens:,} bytes gave the loss {loss}; its cost means nothing.')
 
@@ -196,35 +186,33 @@ def sweep(kind: str, steps: Mapping[int, int], num_layers: int = NUM_LAYERS) -> 
     step sets aside, `operations` and `forward_operations` where they can be counted; a row whose process ended has a
     `status` too.
   """
+  function = 'perceiver_lib.lessons.scaling:step_in_turn'
+  settings = {log2: {'kind': kind, 'log2_bytes': log2, 'num_layers': num_layers} for log2 in steps}
   # All compile at once, on as many cores as there are; no two are timed at once.
-  module = 'perceiver_lib.lessons.scaling'
-  workers = {log2: Worker(module, kind, log2, num_layers) for log2 in steps}
-  rows: dict[int, dict[str, Any]] = {log2: {'kind': kind, 'num_bytes': 2**log2, 'seconds': []} for log2 in steps}
-  try:
-    for log2, worker in workers.items():
-      rows[log2] |= _numbers(worker)
-    for number in range(max(steps.values())):
-      for log2, worker in workers.items():
-        if number < steps[log2] and 'status' not in rows[log2]:
-          worker.ask()
-          answer = _numbers(worker)
-          rows[log2] |= answer | {'seconds': [*rows[log2]['seconds'], *answer.get('seconds', [])]}
-  finally:
-    for worker in workers.values():
-      worker.close()
-  return list(rows.values())
+  workers = [(log2, Worker(function, settings[log2])) for log2 in steps]
+  rows = []
+  for log2, (ready, *answers) in answers_in_turn(workers, steps.get).items():
+    row = {'kind': kind, 'num_bytes': 2**log2} | ready
+    for answer in answers:
+      row |= answer
+    rows.append(row | {'seconds': [answer['seconds'] for answer in answers if 'seconds' in answer]})
+  return rows
 
 
-def _numbers(worker: Worker) -> dict[str, Any]:
-  answer = worker.answer()
-  if answer is None:
-    return {'status': worker.last_words()}
-  is_call = 'temporary_megabytes' not in answer
-  return answer | {'seconds': [answer['seconds']] if is_call else []}
+def step_in_turn(kind: str, log2_bytes: int, num_layers: int) -> tuple[dict[str, Any], Call]:
+  """What a process of `sweep` says of its problem before it is timed, and what is timed."""
+  keep_freed_memory()  # as `fit` does
+  what = problem(kind, 2**log2_bytes, num_layers=num_layers)
+  call, program = what.step()
+  facts: dict[str, Any] = {'temporary_megabytes': temporary_megabytes(program)}
+  # How many chunks the prefix read visits depends on the times in the input, so nobody can count it by tracing.
+  if kind != 'unified':
+    facts |= {'operations': what.operations(), 'forward_operations': what.forward_operations()}
+  return facts, call
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows of `sweep` as a table."""
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+  """The rows of `sweep`."""
   header = ('model', 'bytes', 'seconds a step (spread)', 'process, GB', 'temporaries, MB', 'GFLOP')
   lines = [
     (
@@ -237,18 +225,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     for row in rows
   ]
-  return tour.markdown_table(header, lines)
+  return Table(header, lines)
 
 
 def spread(values: Sequence[float]) -> str:
   """The median, and the smallest and largest."""
-  return f'{np.median(values):.3g} ({min(values):.3g} to {max(values):.3g})'
+  return describe_spread(float(np.median(values)), min(values), max(values))
 
 
-def exponent(rows: Sequence[Mapping[str, Any]], what: Callable[[Mapping[str, Any]], float]) -> tuple[float, float]:
-  """The power of the length that `what` of the rows grows with, and its value at one byte, by least squares of logs."""
-  slope, start = np.polyfit([np.log(row['num_bytes']) for row in rows], [np.log(what(row)) for row in rows], deg=1)
-  return float(slope), float(np.exp(start))
+def growth(rows: Sequence[Mapping[str, Any]], what: Callable[[Mapping[str, Any]], float]) -> tuple[float, float]:
+  """The power of the length that `what` of the rows grows with, and its value at one byte."""
+  return exponent([row['num_bytes'] for row in rows], [what(row) for row in rows])
 
 
 def fit_rows(rows: Sequence[Mapping[str, Any]], fitted_from: int) -> list[Mapping[str, Any]]:
@@ -267,28 +254,6 @@ def predicted_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
   }
 
 
-# Times in turn, and what the machine can do.
-
-
-def in_turn(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
-  """Seconds of every call, the rounds visiting them in turn, after one call of each that compiles."""
-  seconds: dict[Any, list[float]] = {name: [] for name in calls}
-  for number in range(rounds + 1):
-    for name, call in calls.items():
-      begin = time.perf_counter()
-      jax.block_until_ready(call())
-      if number:
-        seconds[name].append(time.perf_counter() - begin)
-  return seconds
-
-
-def matmul_call(size: int = 2_048, dtype: str = 'float32') -> Callable[[], Array]:
-  """One large product, 2 size^3 operations, which sums in float32."""
-  a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-  product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
-  return lambda: product(a)
-
-
 PUBLISHED_BF16 = {'A100': 312e12, 'H100': 989e12, 'H200': 989e12, 'L4': 121e12, 'L40S': 362e12, 'V100': 125e12}
 """Dense matrix operations a second in the data sheets, 16-bit with 32-bit sums; of the SXM variants."""
 
@@ -297,33 +262,3 @@ def published_bf16(device_kind: str) -> float | None:
   """The data sheet's rate for a device, None where it is not known."""
   words = device_kind.replace('-', ' ').split()
   return next((rate for name, rate in PUBLISHED_BF16.items() if name in words), None)
-
-
-def main(arguments: Sequence[str]) -> int:
-  kind, *numbers = arguments or ['']
-  if kind not in KINDS or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
-    print(
-      f'Expected one of {", ".join(KINDS)}, the log2 of the input bytes, and the number of layers; '
-      f'got {list(arguments)}.',
-      file=sys.stderr,
-    )
-    return 2
-
-  keep_freed_memory()  # as `fit` does
-
-  def build() -> tuple[Call, dict[str, Any]]:
-    log2, num_layers = map(int, numbers)
-    what = problem(kind, 2**log2, num_layers=num_layers)
-    call, program = what.call()
-    facts = {'temporary_megabytes': program.memory_analysis().temp_size_in_bytes / 1e6}
-    # How many chunks the prefix read visits depends on the times in the input, so nobody can count it by tracing.
-    if kind != 'unified':
-      facts |= {'operations': what.operations(), 'forward_operations': what.forward_operations()}
-    return call, facts
-
-  serve(build)
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))

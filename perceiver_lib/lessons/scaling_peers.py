@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_lib.experiments.files import project_root, read_json
+from perceiver_lib.experiments.tables import Table
+from perceiver_lib.experiments.wording import describe_spread
 
 OURS = 'perceiver_lib'
 PEERS = ('Hugging Face', 'krasserm perceiver-io 0.11', 'lucidrains')
@@ -31,20 +33,19 @@ def ratios(results: Results) -> dict[str, tuple[str, list[float]]]:
   return bars
 
 
-def markdown(results: Results) -> str:
+def table(results: Results) -> Table:
   """A row for each peer of each case: seconds and gigabytes of both, or why there are none, and the machine's stamp."""
-  lines = ['| case | peer | seconds, ours / theirs | ratio (spread) | GB, ours / theirs | measured |', '|' + '---|' * 6]
+  rows = []
   for case, peer, row in _peers(results):
     ours, stamp = results[case]['contenders'][OURS], results[case]['stamp']
     when = f'{stamp["time"]}, {stamp["device"]}'
     if 'ratio' not in row:
-      lines.append(f'| {case} | {peer} | {row.get("status", ours.get("status"))} | | | {when} |')
+      rows.append((case, peer, row.get('status', ours.get('status')), '', '', when))
       continue
     seconds = f'{ours["median_seconds"]:.3g} / {row["median_seconds"]:.3g}'
-    ratio = '{median:.2f} ({smallest:.2f} to {largest:.2f})'.format(**row['ratio'])
     memory = f'{ours["peak_gigabytes"]:.2f} / {row["peak_gigabytes"]:.2f}'
-    lines.append(f'| {case} | {peer} | {seconds} | {ratio} | {memory} | {when} |')
-  return '\n'.join(lines)
+    rows.append((case, peer, seconds, describe_spread(**row['ratio'], form='.2f'), memory, when))
+  return Table(('case', 'peer', 'seconds, ours / theirs', 'ratio (spread)', 'GB, ours / theirs', 'measured'), rows)
 
 
 def _peers(results: Results) -> list[tuple[str, str, Mapping[str, Any]]]:

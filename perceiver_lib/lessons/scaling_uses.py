@@ -5,20 +5,21 @@ For notebook 10; nothing is trained, since no time depends on the values of the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.experiments.measuring import compiled, in_turn, temporary_megabytes
 from perceiver_lib.generation.stream import GREEDY, generate
 from perceiver_lib.lessons import tour
-from perceiver_lib.lessons.scaling import NUM_IDS, in_turn
+from perceiver_lib.lessons.scaling import NUM_IDS
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.parameters import abstract, filled
@@ -80,15 +81,8 @@ def decoding_megabytes(log2_queries: Sequence[int]) -> dict[str, list[float]]:
   latents = Tokens(values=jnp.zeros((1, model.config.num_latents, model.config.num_latent_channels)))
   sizes: dict[str, list[float]] = {}
   for name, chunk_size in (('all at once', None), (f'{DECODE_CHUNK:,} at a time', DECODE_CHUNK)):
-    decode = jax.jit(
-      lambda state, latents, queries, chunk_size=chunk_size: nnx.merge(nnx.split(model)[0], state).decode(
-        latents, queries, chunk_size=chunk_size
-      )
-    )
-    sizes[name] = [
-      decode.lower(nnx.state(model), latents, queries_at(2**log2)).compile().memory_analysis().temp_size_in_bytes / 1e6
-      for log2 in log2_queries
-    ]
+    decode = functools.partial(PerceiverIO.decode, chunk_size=chunk_size)
+    sizes[name] = [temporary_megabytes(compiled(decode, model, latents, queries_at(2**log2))) for log2 in log2_queries]
   return sizes
 
 

@@ -1,30 +1,23 @@
-"""What notebook 00 shows of the family without training: what a byte costs.
-
-`python -m perceiver_lib.lessons.tour 20` measures one training step on 2^20 bytes in a process of its own
-and prints one line of JSON; only a fresh process has a peak of memory that says something about the model.
-"""
+"""What notebook 00 shows of the family without training: what a byte costs."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.blocks import LayerConfig
-from perceiver_lib.experiments.environment import peak_bytes
+from perceiver_lib.experiments.measuring import compiled, measure, peak_bytes, temporary_megabytes
 from perceiver_lib.experiments.notebooks import discover
-from perceiver_lib.experiments.processes import answer_of
+from perceiver_lib.experiments.tables import Table
+from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.plots import theme
@@ -84,54 +77,36 @@ def byte_tokens(num_bytes: int, seed: int = 0) -> Tokens:
   return Tokens(values=jnp.asarray(values), position=jnp.linspace(-1, 1, num_bytes, dtype=jnp.float32)[None, :, None])
 
 
-def compiled_step(num_bytes: int, *, chunk_size: int | None = None) -> Any:
-  """Forward and backward of the byte Perceiver, compiled for shapes only: `step(params, tokens) -> loss, gradients`."""
-  graphdef, params = nnx.split(abstract(Perceiver, byte_perceiver(num_bytes)))
+def byte_step(chunk_size: int | None = None) -> Callable[[Perceiver, Tokens], tuple[Float[Array, ''], Perceiver]]:
+  """Forward and backward: `step(model, tokens) -> loss, gradients`."""
 
-  def loss(params: Any, tokens: Tokens) -> Float[Array, '']:
-    return cross_entropy(nnx.merge(graphdef, params)(tokens, chunk_size=chunk_size), jnp.zeros((1,), jnp.int32))
+  def loss(model: Perceiver, tokens: Tokens) -> Float[Array, '']:
+    return cross_entropy(model(tokens, chunk_size=chunk_size), jnp.zeros((1,), jnp.int32))
 
-  tokens = jax.eval_shape(lambda: byte_tokens(num_bytes))
-  return jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile()
+  return jax.value_and_grad(loss)
 
 
-def measure(num_bytes: int) -> dict[str, float]:
+def measure_bytes(num_bytes: int) -> dict[str, float]:
   """One line of the table: a step that runs, streamed, and the same step with everything at once, which only compiles.
 
   Returns:
-    `peak_gigabytes` of this process, `start_gigabytes` before the model was made, `temporary_megabytes` that the
-    compiled step sets aside, `dense_temporary_megabytes` with one chunk as long as the input, and `seconds` of the
-    second run.
+    The `Cost` of the step, `start_gigabytes` of this process before the model was made, and
+    `dense_temporary_megabytes` with one chunk as long as the input.
   """
-  tokens = byte_tokens(num_bytes)
-  start = peak_bytes()
-  step = compiled_step(num_bytes)
-  params = nnx.state(filled(abstract(Perceiver, byte_perceiver(num_bytes)), scale=0.02))
-  jax.block_until_ready(step(params, tokens))
-  begin = time.perf_counter()
-  loss, _ = jax.block_until_ready(step(params, tokens))
-  seconds, peak = time.perf_counter() - begin, peak_bytes()
-  if not np.isfinite(loss):
-    raise ValueError(f'A step on {num_bytes:,} bytes gave the loss {loss}; its memory would mean nothing.')
-  dense = compiled_step(num_bytes, chunk_size=num_bytes)
+  tokens, start = byte_tokens(num_bytes), peak_bytes()
+  shapes = abstract(Perceiver, byte_perceiver(num_bytes))
+  _, cost = measure(byte_step(), filled(shapes, scale=0.02), tokens)
   return {
     'num_bytes': num_bytes,
     'start_gigabytes': start / 1e9,
-    'peak_gigabytes': peak / 1e9,
-    'temporary_megabytes': step.memory_analysis().temp_size_in_bytes / 1e6,
-    'dense_temporary_megabytes': dense.memory_analysis().temp_size_in_bytes / 1e6,
-    'seconds': seconds,
+    'dense_temporary_megabytes': temporary_megabytes(compiled(byte_step(chunk_size=num_bytes), shapes, tokens)),
+    **dataclasses.asdict(cost),
   }
-
-
-def measure_in_fresh_process(log2_bytes: int) -> dict[str, float]:
-  """`measure` in a process of its own."""
-  return answer_of('perceiver_lib.lessons.tour', log2_bytes)
 
 
 def measure_all(recipe: TourRecipe) -> list[dict[str, float]]:
   """One measurement for each length, each in a fresh process."""
-  return [measure_in_fresh_process(log2_bytes) for log2_bytes in recipe.log2_bytes]
+  return [in_fresh_process('perceiver_lib.lessons.tour:measure_bytes', num_bytes=2**log2) for log2 in recipe.log2_bytes]
 
 
 def memory_figure(measured: Sequence[Mapping[str, float]]) -> Figure:
@@ -168,24 +143,7 @@ def memory_figure(measured: Sequence[Mapping[str, float]]) -> Figure:
   )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
-
-
-def suite_map(folder: Path) -> str:
-  """The notebooks that exist in a folder, as a Markdown table."""
+def suite_map(folder: Path) -> Table:
+  """The notebooks that exist in a folder."""
   rows = [(f'`{n.name}`', n.title, ', '.join(p for p in n.parameters if p != 'run_dir')) for n in discover(folder)]
-  return markdown_table(('notebook', 'what it shows', 'parameters'), rows)
-
-
-def main(arguments: Sequence[str]) -> int:
-  if len(arguments) != 1 or not arguments[0].isdigit() or not 10 <= int(arguments[0]) <= 30:
-    print(f'Expected one number from 10 to 30, the log2 of the bytes to read; got {list(arguments)}.', file=sys.stderr)
-    return 2
-  print(json.dumps(measure(2 ** int(arguments[0]))))
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  return Table(('notebook', 'what it shows', 'parameters'), rows)

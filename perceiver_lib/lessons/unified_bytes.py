@@ -1,30 +1,22 @@
-"""What a million bytes over sixteen timesteps cost the unified model, for notebook 08.
-
-`python -m perceiver_lib.lessons.unified_bytes 20 prefix` measures one training step on 2^20 bytes in a
-process of its own and prints one line of JSON; only a fresh process has a peak of memory that says something.
-"""
+"""What a million bytes over sixteen timesteps cost the unified model, for notebook 08."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Sequence
+import dataclasses
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import repeat
-from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention.attend import read
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.environment import peak_bytes
-from perceiver_lib.experiments.processes import answer_of
+from perceiver_lib.experiments.measuring import measure
+from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
@@ -78,45 +70,15 @@ def loss_of(model: UnifiedPerceiver, inputs: Tokens, how: How) -> Float[Array, '
   return cross_entropy(logits, steps % 10)
 
 
-def measure(num_bytes: int, how: How) -> dict[str, Any]:
-  """One step, forward and backward, compiled before the clock starts.
-
-  Returns:
-    `peak_gigabytes` of this process, `temporary_megabytes` of the compiled step, and the `loss`, by which one sees
-    that both reads compute the same.
-  """
-  tokens = byte_tokens(num_bytes)
-  graphdef, params = nnx.split(filled(abstract(UnifiedPerceiver, byte_model(num_bytes)), scale=0.05))
-
-  def loss(params: Any, tokens: Tokens) -> Float[Array, '']:
-    return loss_of(nnx.merge(graphdef, params), tokens, how)
-
-  step = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile()
-  begin = time.perf_counter()
-  value, _ = jax.block_until_ready(step(params, tokens))
-  return {
-    'how': how,
-    'num_bytes': num_bytes,
-    'seconds': time.perf_counter() - begin,
-    'peak_gigabytes': peak_bytes() / 1e9,
-    'temporary_megabytes': step.memory_analysis().temp_size_in_bytes / 1e6,
-    'loss': float(value),
-  }
+def measure_bytes(num_bytes: int, how: How) -> dict[str, Any]:
+  """One step, forward and backward: its `Cost`, and the `loss`, by which one sees that both reads compute the same."""
+  enable_compilation_cache()
+  model = filled(abstract(UnifiedPerceiver, byte_model(num_bytes)), scale=0.05)
+  step = jax.value_and_grad(lambda model, tokens: loss_of(model, tokens, how))
+  (loss, _), cost = measure(step, model, byte_tokens(num_bytes), calls=1)
+  return {'how': how, 'num_bytes': num_bytes, 'loss': float(loss), **dataclasses.asdict(cost)}
 
 
 def measure_in_fresh_process(log2_bytes: int, how: How) -> dict[str, Any]:
-  """`measure` in a process of its own."""
-  return answer_of('perceiver_lib.lessons.unified_bytes', log2_bytes, how)
-
-
-def main(arguments: Sequence[str]) -> int:
-  if len(arguments) != 2 or not arguments[0].isdigit() or arguments[1] not in ('prefix', 'general'):
-    print(f'Expected the log2 of the bytes to read, and prefix or general; got {list(arguments)}.', file=sys.stderr)
-    return 2
-  enable_compilation_cache()
-  print(json.dumps(measure(2 ** int(arguments[0]), arguments[1])))
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  """`measure_bytes` in a process of its own."""
+  return in_fresh_process('perceiver_lib.lessons.unified_bytes:measure_bytes', num_bytes=2**log2_bytes, how=how)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,8 +17,8 @@ from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention.attend import KeyValueReader, attend
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.environment import peak_bytes
-from perceiver_lib.experiments.processes import answer_of
+from perceiver_lib.experiments.measuring import compiled, measure, temporary_megabytes
+from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.lessons.tour_probes import Probe
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.parameters import abstract, filled
@@ -122,16 +120,14 @@ def abstract_processor(size: ProcessorSize) -> LatentBlock:
   return abstract(make, LayerConfig(num_heads=size.num_heads))
 
 
-def compiled_processor(size: ProcessorSize, *, naive: bool) -> Any:
-  """Forward and backward through the latents' self-attention, compiled but not run.
+def processor_step(size: ProcessorSize, *, naive: bool) -> Callable[[CausalLatentBlock, Tokens], Any]:
+  """Forward and backward through the latents' self-attention: `step(block, latents)`.
 
   Args:
     naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `LatentBlock` with remat.
   """
-  graphdef, params = nnx.split(abstract_processor(size))
 
-  def loss(params: Any, latents: Tokens) -> Float[Array, '']:
-    block = nnx.merge(graphdef, params)
+  def loss(block: CausalLatentBlock, latents: Tokens) -> Float[Array, '']:
     if naive:
       for layer in block.layers:
         latents = _with_whole_matrix(layer, latents)
@@ -139,27 +135,31 @@ def compiled_processor(size: ProcessorSize, *, naive: bool) -> Any:
       latents = block(latents, num_latents_per_timestep=size.num_latents, remat=True)
     return jnp.mean(jnp.square(latents.values))
 
-  return jax.jit(jax.value_and_grad(loss)).lower(params, size.latents()).compile()
+  return jax.value_and_grad(loss)
 
 
 def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
-  """What the compiler sets aside for the step of `compiled_processor`."""
-  return compiled_processor(size, naive=naive).memory_analysis().temp_size_in_bytes / 1e9
+  """What the compiler sets aside for the step of `processor_step`; nothing is run."""
+  step = processor_step(size, naive=naive)
+  return temporary_megabytes(compiled(step, abstract_processor(size), size.latents())) / 1e3
 
 
 def processor_peak_gigabytes(size: ProcessorSize) -> float:
   """The most memory of a process of its own that runs one step without the whole matrix."""
-  return answer_of('perceiver_lib.lessons.unified_rule', size.num_timesteps)['peak_gigabytes']
+  settings = dataclasses.asdict(size)
+  return in_fresh_process('perceiver_lib.lessons.unified_rule:run_processor', **settings)['peak_gigabytes']
 
 
-def run_processor(size: ProcessorSize) -> dict[str, float]:
-  """One step with random numbers; `peak_gigabytes` of this process."""
-  step, params = compiled_processor(size, naive=False), nnx.split(filled(abstract_processor(size), scale=0.02))[1]
-  num_rows = size.num_timesteps * size.num_latents
-  values = np.random.default_rng(1).normal(size=(1, num_rows, size.num_latent_channels)).astype(np.float32)
+def run_processor(**settings: int) -> dict[str, float]:
+  """The `Cost` of one step of a `ProcessorSize` with random numbers."""
+  enable_compilation_cache()
+  size = ProcessorSize(**settings)
+  shape = (1, size.num_timesteps * size.num_latents, size.num_latent_channels)
+  values = np.random.default_rng(1).normal(size=shape).astype(np.float32)
   time = np.arange(size.num_timesteps, dtype=np.int32).repeat(size.num_latents)
-  jax.block_until_ready(step(params, Tokens(values=jnp.asarray(values), time=jnp.asarray(time)[None])))
-  return {'peak_gigabytes': peak_bytes() / 1e9}
+  latents = Tokens(values=jnp.asarray(values), time=jnp.asarray(time)[None])
+  block = filled(abstract_processor(size), scale=0.02)
+  return dataclasses.asdict(measure(processor_step(size, naive=False), block, latents, calls=1)[1])
 
 
 def _with_whole_matrix(layer: Any, latents: Tokens) -> Tokens:
@@ -168,16 +168,3 @@ def _with_whole_matrix(layer: Any, latents: Tokens) -> Tokens:
   k, v = KeyValueReader(None, None, layer.attention)(normed)
   heads = attend(q, k, v, query_time=latents.time, key_time=latents.time)
   return layer.finish(latents, heads, rngs=None)
-
-
-def main(arguments: Sequence[str]) -> int:
-  if len(arguments) != 1 or not arguments[0].isdigit() or not int(arguments[0]):
-    print(f'Expected the number of timesteps; got {list(arguments)}.', file=sys.stderr)
-    return 2
-  enable_compilation_cache()
-  print(json.dumps(run_processor(ProcessorSize(num_timesteps=int(arguments[0])))))
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from perceiver_lib.files import replacing
+
 MANIFEST = 'manifest.json'
 
 
@@ -142,10 +144,8 @@ class CheckpointStore:
           'files': _checksums(writing),
           'record': record,
         }
-        with open(writing / MANIFEST, 'w') as file:
-          json.dump(manifest, file)
-          file.flush()
-          os.fsync(file.fileno())
+        with replacing(writing / MANIFEST) as aside:
+          aside.write_text(json.dumps(manifest))
         if path.exists():
           _rename(path, f'unusable_{path.name}')
         os.rename(writing, path)

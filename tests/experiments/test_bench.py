@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import ClassVar
 
 import pytest
@@ -10,15 +12,16 @@ import pytest
 from perceiver_lib import __main__ as command_line
 from perceiver_lib.experiments.bench import cases, harness
 from perceiver_lib.experiments.bench.harness import Case, Contender
+from perceiver_lib.experiments.workers import Worker
 
 
-class Script(harness.Worker):
+class Script(Worker):
   """Stands in for a process: a list of seconds, where None is its death."""
 
   answers: ClassVar = {'first': [9.0, 1.0, 2.0, 3.0], 'other': [9.0, 2.0, 8.0, 3.0], 'dies': [9.0, 1.0, None]}
 
   def __init__(self, *arguments):
-    self.left = list(self.answers[arguments[-1]])
+    self.left = list(self.answers[arguments[-1]['name']])
 
   def ask(self):
     pass
@@ -68,45 +71,17 @@ def test_a_file_keeps_the_cases_that_were_not_measured_now(monkeypatch, tmp_path
   assert 'nothing, three times' in capsys.readouterr().out
 
 
-def test_a_worker_answers_before_and_after_each_line(capsys, monkeypatch):
-  monkeypatch.setattr(harness, '_limit_memory', lambda: 1e9)
-  calls = []
-  build = lambda: lambda: calls.append(1)  # noqa: E731
-  harness.work(Case(title='', contenders={'one': Contender(build=build)}), 'one', lines=['run', 'run'])
-  lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-  assert len(lines) == len(calls) == 3 and all(line['peak_gigabytes'] > 0 for line in lines)
-
-
-def test_a_process_answers_and_a_failing_one_says_why():
-  worker = harness.Worker('perceiver_lib', 'bench', 'matmul', '--worker', 'JAX, float32')
+def test_a_contender_is_built_and_called_once_in_a_process_of_its_own():
+  worker = Worker('perceiver_lib.experiments.bench.cases:contender', {'case': 'matmul', 'name': 'JAX, float32'})
   assert worker.answer()['seconds'] > 0
   worker.ask()
   assert 0 < worker.answer()['seconds'] < 60
   worker.close()
-  broken = harness.Worker('perceiver_lib', 'bench', 'matmul', '--worker', 'nobody')
-  assert broken.answer() is None
-  assert "KeyError: 'nobody'" in broken.last_words()
 
 
-@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate")])
-def test_what_needs_too_much_memory_says_its_limit(error, monkeypatch):
-  monkeypatch.setattr(harness, '_limit_memory', lambda: 2e9)
-
-  def build():
-    raise error
-
-  with pytest.raises(SystemExit, match='out of memory: the limit was 2'):
-    harness.serve(build, lines=[])
-
-
-def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
-  monkeypatch.setattr(harness, '_limit_memory', lambda: 2e9)
-
-  def build():
-    raise RuntimeError('shapes differ')
-
-  with pytest.raises(RuntimeError, match='shapes differ'):
-    harness.serve(build, lines=[])
+def test_a_process_that_measures_another_package_does_not_carry_jax():
+  code = 'import sys; from perceiver_lib.experiments.bench import cases; sys.exit("jax" in sys.modules)'
+  subprocess.run([sys.executable, '-c', code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from perceiver_lib.experiments import report
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_json
 from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
-from perceiver_lib.experiments.text import describe_number
+from perceiver_lib.experiments.wording import describe_number
 
 
 def metric(

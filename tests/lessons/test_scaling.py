@@ -15,8 +15,8 @@ def rows_of(power, lengths=(2**10, 2**12, 2**14)):
   return [{'num_bytes': m, 'seconds': [3e-6 * m**power] * 2, 'operations': 5 * m, 'kind': 'dense'} for m in lengths]
 
 
-def test_an_exponent_is_that_of_the_rows():
-  power, start = scaling.exponent(rows_of(1.5), lambda row: np.median(row['seconds']))
+def test_the_growth_is_that_of_the_rows():
+  power, start = scaling.growth(rows_of(1.5), lambda row: np.median(row['seconds']))
   assert power == pytest.approx(1.5) and start == pytest.approx(3e-6)
   assert [row['num_bytes'] for row in scaling.fit_rows(rows_of(1.0), 12)] == [2**12, 2**14]
 
@@ -37,7 +37,7 @@ def test_operations_of_a_perceiver_are_linear_in_its_input_and_those_of_a_transf
 
 def test_a_step_on_a_thousand_bytes_runs_and_a_dense_one_counts_fewer_operations():
   what = scaling.problem('streamed', 2**10, num_latents=16, num_layers=1)
-  call, program = what.call()
+  call, program = what.step()
   call()
   assert program.memory_analysis().temp_size_in_bytes > 0
   assert 2.9 < what.operations() / what.forward_operations() < 4.5
@@ -47,13 +47,8 @@ def test_a_process_measures_several_lengths_in_turn():
   rows = scaling.sweep('streamed', {4: 2}, num_layers=1)
   rows = [*rows, dict(rows[0], num_bytes=32, seconds=[])]
   assert [len(row['seconds']) for row in rows] == [2, 0] and all(row['temporary_megabytes'] > 0 for row in rows)
-  text = scaling.markdown([*rows, {'kind': 'dense', 'num_bytes': 64, 'seconds': [], 'status': 'out of memory'}])
+  text = str(scaling.table([*rows, {'kind': 'dense', 'num_bytes': 64, 'seconds': [], 'status': 'out of memory'}]))
   assert 'compiled only' in text and '| 64 | out of memory |' in text
-
-
-def test_a_wrong_request_is_refused(capsys):
-  assert scaling.main(['sparse', '10']) == 2
-  assert 'Expected one of streamed, dense' in capsys.readouterr().err
 
 
 def test_data_sheets_are_found_by_the_name_of_the_device():
@@ -110,7 +105,7 @@ def test_ratios_to_peers_and_what_has_none(tmp_path):
     'long, lucidrains: time': ('time', [0.5, 0.4, 0.6]),
     'long, lucidrains: memory': ('peak memory of the process', [0.1]),
   }
-  text = scaling_peers.markdown(read)
+  text = str(scaling_peers.table(read))
   assert (
     '| long | Hugging Face | not installed |' in text
     and 'parts' not in text

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
+from perceiver_lib.experiments.measuring import measure
 from perceiver_lib.lessons import tour, tour_probes
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.parameters import abstract, filled
@@ -35,26 +33,11 @@ def test_lengths_have_names(log2_bytes, name):
 
 
 def test_the_step_that_is_measured_and_the_one_it_is_compared_with_are_one_computation():
-  config = tour.byte_perceiver(1031)
-  params = nnx.state(filled(abstract(Perceiver, config), scale=0.02))
+  model = filled(abstract(Perceiver, tour.byte_perceiver(1031)), scale=0.02)
   tokens = tour.byte_tokens(1031)
-  streamed, dense = (tour.compiled_step(1031, chunk_size=size) for size in (128, 1031))
-  assert_close(jax.tree.leaves(streamed(params, tokens)), jax.tree.leaves(dense(params, tokens)), STREAMED)
-  assert streamed.memory_analysis().temp_size_in_bytes < dense.memory_analysis().temp_size_in_bytes
-
-
-def test_the_peak_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it():
-  held = np.ones(400_000_000 // 8)
-  code = 'from perceiver_lib.lessons import tour; print(tour.peak_bytes())'
-  peak = int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
-  assert tour.peak_bytes() > held.nbytes > peak > 10_000_000
-
-
-@pytest.mark.parametrize('arguments', [[], ['many'], ['9'], ['31'], ['12', '13']])
-def test_a_wrong_length_is_one_sentence(arguments, capsys):
-  assert tour.main(arguments) == 2
-  printed = capsys.readouterr()
-  assert printed.out == '' and printed.err.count('\n') == 1 and 'from 10 to 30' in printed.err
+  streamed, dense = (measure(tour.byte_step(size), model, tokens, calls=1) for size in (128, 1031))
+  assert_close(jax.tree.leaves(streamed[0]), jax.tree.leaves(dense[0]), STREAMED)
+  assert streamed[1].temporary_megabytes < dense[1].temporary_megabytes
 
 
 def test_the_figure_names_both_ways_and_their_sizes():
@@ -76,7 +59,7 @@ def test_the_map_lists_a_notebook_that_exists(tmp_path):
     },
   ]
   (tmp_path / '07_topic.ipynb').write_text(json.dumps({'cells': cells}))
-  assert tour.suite_map(tmp_path).splitlines()[-1] == '| `07_topic` | A title | profile, seed |'
+  assert str(tour.suite_map(tmp_path)).splitlines()[-1] == '| `07_topic` | A title | profile, seed |'
 
 
 def test_the_unified_model_equals_its_special_cases():

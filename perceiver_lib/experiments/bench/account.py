@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_lib.experiments.bench import machine, published_sizes
-from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+from perceiver_lib.experiments.bench.harness import Case, Contender
 from perceiver_lib.experiments.files import read_json
+from perceiver_lib.experiments.measuring import Call
+from perceiver_lib.experiments.tables import markdown
 
 FORWARD_GFLOP = 120.9
 """Multiplications and additions of the model's contractions, by `flops.count_flops`; a training step does thrice it."""
@@ -156,18 +158,14 @@ def table(name: str, result: Mapping[str, Any]) -> str:
   work = {'perceiver_lib': gflop, 'Hugging Face': gflop, 'products alone': gflop}
   work |= {key: MACHINE_GFLOP for key in seconds if key.startswith('machine')}
   whole = seconds['perceiver_lib']
-  lines = [
-    f'{result["title"]}',
-    '',
-    "| | seconds | GFLOP/s | of the machine's | of the step |",
-    '|---|---|---|---|---|',
-  ]
+  lines = []
   for key, value in seconds.items():
-    rate = f'{work[key] / value:.0f} | {work[key] / value / limit:.0%}' if key in work else ' | '
+    rates = (f'{work[key] / value:.0f}', f'{work[key] / value / limit:.0%}') if key in work else ('', '')
     share = '' if key.startswith('machine') or key == 'Hugging Face' else f'{value / whole:.0%}'
-    lines.append(f'| {key} | {value:.3f} | {rate} | {share} |')
+    lines.append((key, f'{value:.3f}', *rates, share))
   rest = whole - sum(value for key, value in seconds.items() if key.endswith('alone'))
-  return '\n'.join([*lines, f'| rest | {rest:.3f} | | | {rest / whole:.0%} |'])
+  lines.append(('rest', f'{rest:.3f}', '', '', f'{rest / whole:.0%}'))
+  return f'{result["title"]}\n\n' + markdown(('', 'seconds', 'GFLOP/s', "of the machine's", 'of the step'), lines)
 
 
 if __name__ == '__main__':

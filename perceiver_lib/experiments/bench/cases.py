@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from perceiver_lib.experiments.bench import account, long_inputs, machine, overhead, published_sizes, sequences
+from perceiver_lib.experiments.measuring import Call
 
 CASES = {
   **machine.CASES,
@@ -12,3 +15,10 @@ CASES = {
   **account.CASES,
   **overhead.CASES,
 }
+
+
+def contender(case: str, name: str) -> tuple[dict[str, Any], Call]:
+  """What a worker is given: a contender, built and called once, with nothing to say of it."""
+  call = CASES[case].contenders[name].build()
+  call()
+  return {}, call

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
-import math
-import re
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perceiver_lib.experiments.environment import environment_stamp, kernel_environment, peak_bytes
+from perceiver_lib.experiments.environment import environment_stamp
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import project_root, read_json, write_json
-
-Call = Callable[[], None]
-
-FREE_MEMORY_SHARE = 0.85
-"""Of the memory that is free when a contender starts: what it may take."""
+from perceiver_lib.experiments.measuring import Call
+from perceiver_lib.experiments.tables import markdown
+from perceiver_lib.experiments.wording import describe_spread
+from perceiver_lib.experiments.workers import Worker, answers_in_turn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,49 +69,37 @@ def measure(name: str, case: Case, rounds: int) -> dict[str, Any]:
     and compilation, and `ratio` of the first contender's time to this one's: `median`, `smallest`, `largest` over the
     rounds. A contender that is not installed or that failed has a `status` instead.
   """
-  rows: dict[str, dict[str, Any]] = {}
-  workers: dict[str, Worker] = {}
-  answers: dict[str, list[dict[str, float]]] = {}
-  try:
-    for contender, what in case.contenders.items():
-      if not what.is_installed:
-        rows[contender] = {'status': 'not installed'}
-        continue
-      worker = Worker('perceiver_lib', 'bench', name, '--worker', contender)
-      if (ready := worker.answer()) is None:
-        rows[contender] = {'status': f'failed: {worker.last_words()}'}
-        continue
-      workers[contender], answers[contender] = worker, []
-      rows[contender] = {'first_call_seconds': ready['seconds']}
-    for _ in range(rounds):
-      for contender, worker in list(workers.items()):
-        worker.ask()
-        if (answer := worker.answer()) is None:
-          rows[contender] = {'status': f'failed: {worker.last_words()}'}
-          del workers[contender], answers[contender]
-        else:
-          answers[contender].append(answer)
-  finally:
-    for worker in workers.values():
-      worker.close()
-  reference = next(iter(case.contenders))
-  for contender, measured in answers.items():
-    seconds = [answer['seconds'] for answer in measured]
-    rows[contender] |= {
-      **_spread(seconds, suffix='_seconds'),
-      'rate': case.amount / statistics.median(seconds),
-      'peak_gigabytes': measured[-1]['peak_gigabytes'],
+  function = 'perceiver_lib.experiments.bench.cases:contender'
+  # A generator, so that none is built while another is: building is timed as well.
+  workers = (
+    (contender, Worker(function, {'case': name, 'name': contender}))
+    for contender, what in case.contenders.items()
+    if what.is_installed
+  )
+  answers = answers_in_turn(workers, lambda _: rounds)
+  rows: dict[str, dict[str, Any]] = {contender: {'status': 'not installed'} for contender in case.contenders}
+  seconds: dict[str, list[float]] = {}
+  for contender, (*measured, last) in answers.items():
+    if 'status' in last:
+      rows[contender] = {'status': f'failed: {last["status"]}'}
+      continue
+    seconds[contender] = [answer['seconds'] for answer in (*measured[1:], last)]
+    rows[contender] = {
+      'first_call_seconds': measured[0]['seconds'],
+      **_spread(seconds[contender], suffix='_seconds'),
+      'rate': case.amount / statistics.median(seconds[contender]),
+      'peak_gigabytes': last['peak_gigabytes'],
     }
-    if reference in answers and contender != reference:
-      pairs = zip((answer['seconds'] for answer in answers[reference]), seconds, strict=True)
-      rows[contender]['ratio'] = _spread([ours / theirs for ours, theirs in pairs])
+  reference = next(iter(case.contenders))
+  for contender in seconds.keys() - {reference} if reference in seconds else ():
+    pairs = zip(seconds[reference], seconds[contender], strict=True)
+    rows[contender]['ratio'] = _spread([ours / theirs for ours, theirs in pairs])
   for contender, what in case.contenders.items():
     rows[contender] |= {'note': what.note} if what.note else {}
-  order = {contender: rows[contender] for contender in case.contenders}
   stamp = environment_stamp(project_root()) | {'time': time.strftime('%Y-%m-%d %H:%M', time.gmtime())}
   for private in ('executable', 'compilation_cache'):
     stamp.pop(private)
-  return {'title': case.title, 'unit': case.unit, 'rounds': rounds, 'contenders': order, 'stamp': dict(stamp)}
+  return {'title': case.title, 'unit': case.unit, 'rounds': rounds, 'contenders': rows, 'stamp': dict(stamp)}
 
 
 def _spread(values: Sequence[float], suffix: str = '') -> dict[str, float]:
@@ -125,108 +107,19 @@ def _spread(values: Sequence[float], suffix: str = '') -> dict[str, float]:
   return {f'{name}{suffix}': value for name, value in named.items()}
 
 
-class Worker:
-  """`python -m module arguments`: a process that makes one timed call for every line that it is sent, see `serve`."""
-
-  def __init__(self, module: str, *arguments: Any):
-    command = [sys.executable, '-m', module, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    environment = kernel_environment() | {'TOKENIZERS_PARALLELISM': 'false'}
-    self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-  def ask(self) -> None:
-    if self._process.poll() is None:
-      self._process.stdin.write('run\n')
-      self._process.stdin.flush()
-
-  def answer(self) -> dict[str, Any] | None:
-    """The next line of numbers; None if the process has ended. What a package prints by itself is passed over."""
-    for line in self._process.stdout:
-      if line.startswith('{"seconds"'):
-        return json.loads(line)
-    return None
-
-  def last_words(self) -> str:
-    _, errors = self._process.communicate()
-    status = self._process.returncode
-    return (
-      'killed, probably out of memory' if status == -9 else (errors.strip().splitlines() or [f'status {status}'])[-1]
-    )
-
-  def close(self) -> None:
-    self._process.communicate()
-
-
-def work(case: Case, contender: str, lines: Iterable[str] | None = None) -> None:
-  """What a worker does: builds, calls once, and then once for every line on standard input."""
-
-  def build() -> tuple[Call, dict[str, Any]]:
-    call = case.contenders[contender].build()
-    call()
-    return call, {}
-
-  serve(build, lines)
-
-
-def serve(build: Callable[[], tuple[Call, dict[str, Any]]], lines: Iterable[str] | None = None) -> None:
-  """Answers with a line of JSON when something is built, and with another after each timed call.
-
-  Args:
-    build: makes what is timed, and what else is to be said of it in the first line.
-    lines: ask for a call each; None = standard input.
-
-  Raises:
-    SystemExit: with a sentence, where memory ran out.
-  """
-  limit = _limit_memory()
-  try:
-    start = time.perf_counter()
-    call, facts = build()
-    _reply(start, **facts)
-    for _ in sys.stdin if lines is None else lines:
-      start = time.perf_counter()
-      call()
-      _reply(start)
-  except (MemoryError, RuntimeError) as error:
-    if isinstance(error, MemoryError) or re.search('memory|RESOURCE_EXHAUSTED', str(error)):
-      raise SystemExit(f'out of memory: the limit was {limit / 1e9:.1f} GB') from None
-    raise
-
-
-def _reply(start: float, **facts: Any) -> None:
-  seconds = time.perf_counter() - start
-  print(json.dumps({'seconds': seconds, 'peak_gigabytes': peak_bytes() / 1e9, **facts}), flush=True)
-
-
-def _limit_memory() -> float:
-  """Holds this process to `FREE_MEMORY_SHARE` of what is free now, so that it fails by itself; the limit in bytes.
-
-  Without a limit the system would end some process, and not always the one that asked for too much.
-  """
-  if sys.platform != 'linux':
-    return math.inf
-  import resource
-
-  available = next(line for line in Path('/proc/meminfo').read_text().splitlines() if line.startswith('MemAvailable'))
-  limit = int(FREE_MEMORY_SHARE * 1024 * int(available.split()[1]))
-  resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-  return limit
-
-
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
   """The measurements as Markdown, a row a contender."""
-  rows = ['| case | contender | median (spread) | rate | memory | first / this, in turn |', '|---|---|---|---|---|---|']
+  rows = []
   for name, result in results.items():
     for contender, row in result['contenders'].items():
       if 'status' in row:
-        rows.append(f'| {name} | {contender} | {row["status"]} | | | |')
+        rows.append((name, contender, row['status'], '', '', ''))
         continue
-      seconds = [row[f'{which}_seconds'] for which in ('median', 'smallest', 'largest')]
-      time_text = '{:.3g} s ({:.3g} to {:.3g})'.format(*seconds)
-      ratio = '{median:.2f} ({smallest:.2f} to {largest:.2f})'.format(**row['ratio']) if 'ratio' in row else '1'
+      seconds = (row[f'{which}_seconds'] for which in ('median', 'smallest', 'largest'))
+      ratio = describe_spread(**row['ratio'], form='.2f') if 'ratio' in row else '1'
       rate = f'{row["rate"]:.4g} {result["unit"]}/s'
-      rows.append(f'| {name} | {contender} | {time_text} | {rate} | {row["peak_gigabytes"]:.2f} GB | {ratio} |')
-  return '\n'.join(rows)
+      rows.append((name, contender, f'{describe_spread(*seconds)} s', rate, f'{row["peak_gigabytes"]:.2f} GB', ratio))
+  return markdown(('case', 'contender', 'median (spread)', 'rate', 'memory', 'first / this, in turn'), rows)
 
 
 def measure_all(cases: Mapping[str, Case], names: Sequence[str], *, rounds: int, out: Path | None) -> dict[str, Any]:

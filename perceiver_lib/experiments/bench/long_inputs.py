@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+from perceiver_lib.experiments.bench.harness import Case, Contender
 from perceiver_lib.experiments.bench.steps import (
   forward_call,
   random_weights,
@@ -17,6 +17,7 @@ from perceiver_lib.experiments.bench.steps import (
   torch_train_call,
   train_call,
 )
+from perceiver_lib.experiments.measuring import Call
 
 NUM_LATENTS = NUM_CHANNELS = 256
 NUM_LAYERS = 6

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+from perceiver_lib.experiments.bench.harness import Case, Contender
+from perceiver_lib.experiments.measuring import Call
 
 NUM_STEPS = 1_000
 """Steps of a call; `fit` waits for the device once in as many, where it records the loss."""

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+from perceiver_lib.experiments.bench.harness import Case, Contender
 from perceiver_lib.experiments.bench.steps import (
   forward_call,
   random_weights,
@@ -17,6 +17,7 @@ from perceiver_lib.experiments.bench.steps import (
   torch_train_call,
   train_call,
 )
+from perceiver_lib.experiments.measuring import Call
 
 LENGTH = 2_048
 FLOW_SHAPE = (368, 496)

@@ -10,8 +10,9 @@ import functools
 import sys
 import types
 
-from perceiver_lib.experiments.bench.harness import Call, Case, Contender
+from perceiver_lib.experiments.bench.harness import Case, Contender
 from perceiver_lib.experiments.bench.steps import random_weights, torch_train_call, train_call
+from perceiver_lib.experiments.measuring import Call
 
 CONTEXT, NUM_CHANNELS, NUM_LAYERS, NUM_HEADS, NUM_LATENTS, VOCABULARY = 2_048, 256, 6, 8, 512, 262
 NUM_NEW = 256

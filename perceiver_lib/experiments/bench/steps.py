@@ -1,4 +1,4 @@
-"""What all JAX contenders share: random weights without training, and a compiled forward pass or training step."""
+"""What contenders share: random weights without training, and a compiled forward pass or training step."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import optax
-from flax import nnx
-
-from perceiver_lib.experiments.bench.harness import Call
-from perceiver_lib.parameters import abstract, filled
-from perceiver_lib.training.host import keep_freed_memory
+from perceiver_lib.experiments.measuring import Call
 
 LEARNING_RATE = 1e-4
 
 
-def random_weights(model: Callable[..., nnx.Module], config: Any) -> tuple[Any, Any]:
+def random_weights(model: Callable[..., Any], config: Any) -> tuple[Any, Any]:
   """The definition of a model and weights of a plausible size: neither time nor memory depends on their values."""
+  from flax import nnx
+
+  from perceiver_lib.parameters import abstract, filled
+
   return nnx.split(filled(abstract(model, config), scale=0.02))
 
 
 def forward_call(graphdef: Any, weights: Any, forward: Callable[..., Any], *inputs: Any) -> Call:
+  import jax
+  from flax import nnx
+
   compiled = jax.jit(lambda weights, *inputs: forward(nnx.merge(graphdef, weights), *inputs))
 
   def call() -> None:
@@ -31,8 +32,14 @@ def forward_call(graphdef: Any, weights: Any, forward: Callable[..., Any], *inpu
   return call
 
 
-def train_call(graphdef: Any, weights: Any, loss: Callable[..., jax.Array], *inputs: Any) -> Call:
+def train_call(graphdef: Any, weights: Any, loss: Callable[..., Any], *inputs: Any) -> Call:
   """One step of AdamW in place: the buffers of the old state are given to the new one. Memory is kept as `fit` does."""
+  import jax
+  import optax
+  from flax import nnx
+
+  from perceiver_lib.training.host import keep_freed_memory
+
   keep_freed_memory()
   optimizer = optax.adamw(LEARNING_RATE)
 

@@ -17,6 +17,11 @@ def describe_number(value: float | str, unit: str = '') -> str:
   return f'{text} {unit}'.strip()
 
 
+def describe_spread(median: float, smallest: float, largest: float, form: str = '.3g') -> str:
+  """The median of several measurements, and in brackets the smallest and the largest."""
+  return f'{median:{form}} ({smallest:{form}} to {largest:{form}})'
+
+
 def describe_metric(record: Mapping[str, Any]) -> str:
   """A metric as one line: value, baseline, paper."""
   beside = []
