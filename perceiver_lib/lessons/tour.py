@@ -47,14 +47,6 @@ RECIPES = {
 }
 
 
-def size_name(log2_bytes: int) -> str:
-  """2^14 -> '16k', 2^20 -> '1m': as metric names carry it."""
-  return f'{2 ** (log2_bytes - 20)}m' if log2_bytes >= 20 else f'{2 ** (log2_bytes - 10)}k'
-
-
-# What a byte costs.
-
-
 def byte_perceiver(num_bytes: int) -> PerceiverConfig:
   """One byte a token, 256 channels; 256 latents x 256, 6 self-attends, 8 heads in every attention."""
   position = FourierFeatures(num_bands=64, max_resolution=(num_bytes,))

@@ -6,7 +6,6 @@ import json
 
 import jax
 import numpy as np
-import pytest
 
 from perceiver_lib.experiments.measuring import measure
 from perceiver_lib.lessons import tour, tour_probes
@@ -25,11 +24,6 @@ def test_the_gradients_of_a_causal_model_keep_the_rule_and_those_of_a_leaking_on
 def test_an_input_that_should_move_an_output_and_does_not_counts_as_well():
   probe = tour_probes.Probe(name='deaf', outputs=lambda values: 0 * values, allowed=np.ones((3, 3), bool))
   assert tour_probes.num_violations(probe, tour_probes.sensitivity(probe, 0)) == 9
-
-
-@pytest.mark.parametrize(('log2_bytes', 'name'), [(12, '4k'), (14, '16k'), (20, '1m'), (22, '4m')])
-def test_lengths_have_names(log2_bytes, name):
-  assert tour.size_name(log2_bytes) == name
 
 
 def test_the_step_that_is_measured_and_the_one_it_is_compared_with_are_one_computation():
