@@ -89,3 +89,15 @@ def renamed(parameters: Mapping[str, np.ndarray], **prefixes: str) -> dict[str, 
         break
     result[path] = array
   return result
+
+
+def parameters_of(model: nnx.Module) -> dict[str, np.ndarray]:
+  """The parameters of a model under the names of `tests/reference`, the inverse of `renamed`."""
+  names = {'blocks.0.layers': 'processor.layers', 'head': 'decoder.output', 'output_norm': 'decoder.output_norm'}
+  names |= {name: f'encoder.{name}' for name in ('latents', 'cross_attends', 'latent_projection')}
+  found = {}
+  for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    name = '.'.join(map(str, path))
+    old = next((old for old in names if name == old or name.startswith(old + '.')), '')
+    found[names.get(old, '') + name[len(old) :]] = np.asarray(param[...])
+  return found

@@ -11,12 +11,10 @@ from jaxtyping import Array, Float, Int
 
 
 class Beams(NamedTuple):
-  """Attributes: `tokens` [b, k, t], best beam first, padded behind the end; the others are [b, k]."""
+  """Attributes: `tokens`, best beam first, zeros behind the end; `log_probabilities` of what stands before it."""
 
   tokens: Int[Array, 'b k t']
   log_probabilities: Float[Array, 'b k']
-  scores: Float[Array, 'b k']
-  lengths: Int[Array, 'b k']
 
 
 def beam_search(
@@ -27,8 +25,6 @@ def beam_search(
   num_beams: int,
   num_tokens: int,
   end_token: int,
-  pad_token: int = 0,
-  length_penalty: float = 0.0,
 ) -> Beams:
   """The likeliest continuations that a beam of `num_beams` finds; one scan, to be called inside jit.
 
@@ -39,9 +35,7 @@ def beam_search(
     logits: of the token behind the prompts.
     num_beams: kept after each token.
     num_tokens: most new tokens; `step` is called one time fewer.
-    end_token: ends a beam, and counts in its length.
-    pad_token: what follows the end.
-    length_penalty: a of the score log p / ((5 + length) / 6)^a (Wu et al. 2016, section 7); 0 = log p.
+    end_token: ends a beam, whose probability includes it.
   """
   b, num_outputs = logits.shape
   batch = jnp.arange(b)[:, None]
@@ -58,26 +52,21 @@ def beam_search(
 
   def select(beams: Beams, finished: Array, logits: Array, place: Array) -> tuple[Beams, Array, Array]:
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(b, -1, num_outputs)
-    only_pad = jnp.where(jnp.arange(num_outputs) == pad_token, 0.0, -jnp.inf)
-    log_p = jnp.where(finished[..., None], only_pad[None, None], log_p)
+    only_zero = jnp.where(jnp.arange(num_outputs) == 0, 0.0, -jnp.inf)
+    log_p = jnp.where(finished[..., None], only_zero[None, None], log_p)
     total = beams.log_probabilities[..., None] + log_p
-    lengths = beams.lengths + (~finished).astype(jnp.int32)
-    scores = total / (((5.0 + lengths.astype(jnp.float32)) / 6.0) ** length_penalty)[..., None]
-    best, flat = jax.lax.top_k(scores.reshape(b, -1), num_beams)
+    best, flat = jax.lax.top_k(total.reshape(b, -1), num_beams)
     parent, token = flat // num_outputs, flat % num_outputs
     tokens = jax.lax.dynamic_update_slice_in_dim(
       beams.tokens[batch, parent], token[..., None].astype(jnp.int32), place, axis=2
     )
-    chosen = Beams(tokens, total.reshape(b, -1)[batch, flat], best, lengths[batch, parent])
-    return chosen, finished[batch, parent] | (token == end_token), parent
+    return Beams(tokens, best), finished[batch, parent] | (token == end_token), parent
 
   # One live beam at first: equal beams would fill the search with copies.
   live = jnp.where(jnp.arange(num_beams) == 0, 0.0, -jnp.inf)
   beams = Beams(
-    tokens=jnp.full((b, num_beams, num_tokens), pad_token, jnp.int32),
+    tokens=jnp.zeros((b, num_beams, num_tokens), jnp.int32),
     log_probabilities=jnp.broadcast_to(live, (b, num_beams)),
-    scores=jnp.broadcast_to(live, (b, num_beams)),
-    lengths=jnp.zeros((b, num_beams), jnp.int32),
   )
   finished = jnp.zeros((b, num_beams), bool)
   cache, logits = rows((cache, logits), b, jnp.repeat(jnp.arange(b), num_beams))

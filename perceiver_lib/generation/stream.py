@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,40 +19,37 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.tokens import Tokens
 
 AnyArray = Array | np.ndarray
 
 
+@runtime_checkable
 class CachedModel(Protocol):
   """What generation asks of a model; `PerceiverAR` documents the two methods."""
 
-  def start(self, history: Tokens, window: Any, *, room: int) -> tuple[Any, Float[Array, 'b e']]: ...
+  def start(self, history: Tokens, window: LatentWindow, *, room: int) -> tuple[Any, Float[Array, 'b e']]: ...
 
   def step(self, cache: Any, tokens: Tokens) -> tuple[Any, Float[Array, 'b e']]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-  """How a token is drawn from logits, in this order: temperature, the `top_k` likeliest, then `top_p` of the rest.
+  """How a token is drawn from logits: first the temperature, then `top_p`.
 
   Attributes:
     temperature: divides the logits; 0 = the likeliest token, always.
-    top_k: how many tokens stay (ties go to smaller ids), None = all.
     top_p: the fewest likeliest tokens with at least this probability stay (nucleus, arXiv 1904.09751), None = all.
   """
 
   temperature: float = 1.0
-  top_k: int | None = None
   top_p: float | None = None
 
   def __post_init__(self):
-    bad_k = self.top_k is not None and self.top_k < 1
-    bad_p = self.top_p is not None and not 0 < self.top_p <= 1
-    if self.temperature < 0 or bad_k or bad_p:
+    if self.temperature < 0 or (self.top_p is not None and not 0 < self.top_p <= 1):
       raise ValueError(
-        f'A sampler needs temperature >= 0, top_k >= 1 and top_p in (0, 1]; got {self.temperature}, {self.top_k} '
-        f'and {self.top_p}.'
+        f'A sampler needs temperature >= 0 and top_p in (0, 1]; got {self.temperature} and {self.top_p}.'
       )
 
   def filtered(self, logits: Float[Array, 'b e']) -> Float[Array, 'b e']:
@@ -61,15 +58,12 @@ class Sampler:
       best = jnp.arange(logits.shape[-1])[None] == jnp.argmax(logits, axis=-1, keepdims=True)
       return jnp.where(best, logits, -jnp.inf)
     logits = logits.astype(jnp.float32) / self.temperature
-    if self.top_k is None and self.top_p is None:
+    if self.top_p is None:
       return logits
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
-    if self.top_k is not None:
-      ranked = jnp.where(jnp.arange(ranked.shape[-1])[None] < self.top_k, ranked, -jnp.inf)
-    if self.top_p is not None:
-      probability = jax.nn.softmax(ranked, axis=-1)
-      ranked = jnp.where(jnp.cumsum(probability, axis=-1) - probability < self.top_p, ranked, -jnp.inf)
+    probability = jax.nn.softmax(ranked, axis=-1)
+    ranked = jnp.where(jnp.cumsum(probability, axis=-1) - probability < self.top_p, ranked, -jnp.inf)
     return jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
 
   def __call__(self, logits: Float[Array, 'b e'], keys: Array) -> Int[Array, 'b']:
@@ -82,27 +76,18 @@ class Sampler:
 GREEDY = Sampler(temperature=0.0)
 
 
-class Generated(NamedTuple):
-  """Attributes: `tokens` [b, t], padded behind each row's end; `lengths` [b], with a stop sequence included."""
-
-  tokens: Int[np.ndarray, 'b t']
-  lengths: Int[np.ndarray, 'b']
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
   """What is compiled into a generation."""
 
-  window: Any
+  window: LatentWindow
   room: int
   sampler: Sampler
-  pad_token: int
 
 
 class _Constants(NamedTuple):
   key: Array
   prompt_lengths: Int[Array, 'b']
-  stops: Int[Array, 's l'] | None
   allowed: Bool[Array, 't e'] | None
   positions: Int[Array, 'b m p'] | None
 
@@ -112,56 +97,56 @@ class _State(NamedTuple):
   valid: Bool[Array, 'b m']
   length: Int[Array, '']
   num_generated: Int[Array, '']
-  finished: Bool[Array, 'b']
-  lengths: Int[Array, 'b']
-  tail: Int[Array, 'b l']
   cache: Any
 
 
-def generate(model: nnx.Module, prompts: Int[AnyArray, 'b m'], **settings: Any) -> Generated:
-  """All new tokens at once; the arguments are those of `stream`, and `num_tokens` is needed."""
-  chunks, lengths = [], None
-  for chunk in stream(model, prompts, **({'chunk_size': settings.get('num_tokens')} | settings)):
-    chunks.append(chunk.tokens)
-    lengths = chunk.lengths
-  tokens = np.concatenate(chunks, axis=1)
-  missing = settings['num_tokens'] - tokens.shape[1]
-  return Generated(np.pad(tokens, ((0, 0), (0, missing)), constant_values=settings.get('pad_token', 0)), lengths)
-
-
-def stream(
-  model: nnx.Module,
+def generate(
+  model: CachedModel,
   prompts: Int[AnyArray, 'b m'],
   *,
-  window: Any,
+  window: LatentWindow,
   num_tokens: int,
   valid: Bool[AnyArray, 'b m'] | None = None,
   sampler: Sampler = GREEDY,
   seed: int = 0,
-  stop: Sequence[Sequence[int]] = (),
-  allowed: Bool[AnyArray, 't e'] | None = None,
+  allowed: Bool[AnyArray, '_t e'] | None = None,
   positions: Int[AnyArray, '_b n p'] | None = None,
-  pad_token: int = 0,
+) -> Int[np.ndarray, 'b t']:
+  """All new tokens at once; the arguments are those of `stream`."""
+  settings = {'valid': valid, 'sampler': sampler, 'seed': seed, 'allowed': allowed, 'positions': positions}
+  [tokens] = stream(model, prompts, window=window, num_tokens=num_tokens, chunk_size=num_tokens, **settings)
+  return tokens
+
+
+def stream(
+  model: CachedModel,
+  prompts: Int[AnyArray, 'b m'],
+  *,
+  window: LatentWindow,
+  num_tokens: int,
+  valid: Bool[AnyArray, 'b m'] | None = None,
+  sampler: Sampler = GREEDY,
+  seed: int = 0,
+  allowed: Bool[AnyArray, '_t e'] | None = None,
+  positions: Int[AnyArray, '_b n p'] | None = None,
   chunk_size: int = 16,
-) -> Iterator[Generated]:
+) -> Iterator[Int[np.ndarray, 'b t']]:
   """New tokens a few at a time, for a live display: the device works without Python for a whole chunk.
 
   Args:
-    model: a `CachedModel`.
+    model: an `nnx.Module` that is a `CachedModel`.
     prompts: ids, padded on either side, with at least one valid token a row.
-    window: how much is remembered, such as a `LatentWindow`.
-    num_tokens: most new tokens.
+    window: how much is remembered, and when a start is due.
+    num_tokens: new tokens.
     valid: which of the prompts' tokens exist; None = all.
     sampler: how a token is drawn.
     seed: of the draws. They depend on the seed, the row and the number of the token, and on nothing else.
-    stop: sequences of ids that end a row once it has generated them.
     allowed: which ids may be drawn, the same at every new token (t = 1) or for each of them (t = num_tokens).
     positions: of every token of a row, prompt and continuation, in order; None = the model counts.
-    pad_token: what follows the end of a row.
     chunk_size: most tokens a chunk.
 
   Yields:
-    The next tokens `[b, up to chunk_size]`, and the lengths so far; no more once every row has ended.
+    The next tokens `[b, up to chunk_size]`.
 
   Raises:
     ValueError: before the first token, for arguments that do not fit.
@@ -183,8 +168,6 @@ def stream(
     if positions.shape[0] not in (1, b) or positions.shape[1] < needed:
       raise ValueError(f'positions must be [{b} or 1, at least {needed}, axes]; got {positions.shape}.')
     positions = jnp.broadcast_to(jnp.asarray(positions), (b, *positions.shape[1:]))
-  if any(not len(sequence) for sequence in stop):
-    raise ValueError('A stop sequence needs at least one id; got an empty one.')
 
   # Rows end together on the right, so that one column is the next token of all of them.
   order = np.argsort(valid, axis=1, kind='stable')
@@ -194,14 +177,9 @@ def stream(
   width = min(length, window.keep)
   refill_width = min(window.keep, total - 1)
   spare = max(refill_width - length, 0)
-  longest_stop = max(map(len, stop), default=0)
-  stops = np.full((len(stop), longest_stop), -1, np.int32)
-  for row, sequence in zip(stops, stop, strict=True):
-    row[longest_stop - len(sequence) :] = sequence
   constants = _Constants(
     key=jax.random.key(seed),
     prompt_lengths=jnp.asarray(prompt_lengths, jnp.int32),
-    stops=jnp.asarray(stops) if len(stop) else None,
     allowed=None if allowed is None else jnp.asarray(allowed),
     positions=positions,
   )
@@ -210,36 +188,28 @@ def stream(
     valid=jnp.asarray(np.pad(columns[1], ((0, 0), (spare, num_tokens)))),
     length=jnp.int32(spare + length),
     num_generated=jnp.int32(0),
-    finished=jnp.zeros(b, bool),
-    lengths=jnp.zeros(b, jnp.int32),
-    tail=jnp.full((b, longest_stop), -1, jnp.int32),
     cache=None,
   )
   room = min(window.room, num_tokens - 1)
-  plan = _Plan(window=window, room=room, sampler=sampler, pad_token=pad_token)
+  plan = _Plan(window=window, room=room, sampler=sampler)
   return _chunks(model, plan, constants, state, num_tokens, chunk_size, (width, refill_width), spare + length)
 
 
-def _chunks(model, plan, constants, state, num_tokens, chunk_size, widths, first) -> Iterator[Generated]:
+def _chunks(model, plan, constants, state, num_tokens, chunk_size, widths, first) -> Iterator[np.ndarray]:
   graphdef, params = nnx.split(model)
   width, refill_width = widths
   done, room = 0, 0
   while done < num_tokens:
-    before, target, ended = done, min(done + chunk_size, num_tokens), False
-    while done < target and not ended:
+    before, target = done, min(done + chunk_size, num_tokens)
+    while done < target:
       if room == 0:
         state = _start(params, constants, state._replace(cache=None), graphdef=graphdef, plan=plan, width=width)
         done, room, width = done + 1, plan.room, refill_width
       else:
         count = min(room, target - done)
-        state = _advance(params, constants, state, jnp.int32(done + count), graphdef=graphdef, plan=plan)
+        state = _advance(params, constants, state, jnp.int32(count), graphdef=graphdef, plan=plan)
         done, room = done + count, room - count
-      ended = constants.stops is not None and bool(state.finished.all())
-    tokens, lengths = jax.device_get((state.tokens, state.lengths))
-    stop = int(lengths.max()) if ended else done
-    yield Generated(tokens[:, first + before : first + stop], lengths)
-    if ended:
-      return
+    yield jax.device_get(state.tokens)[:, first + before : first + done]
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'plan', 'width'), donate_argnames='state')
@@ -259,14 +229,11 @@ def _start(params, constants: _Constants, state: _State, *, graphdef, plan: _Pla
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'plan'), donate_argnames='state')
-def _advance(params, constants: _Constants, state: _State, target: Array, *, graphdef, plan: _Plan) -> _State:
-  """Appends and draws until there are `target` new tokens or every row has ended."""
+def _advance(params, constants: _Constants, state: _State, count: Array, *, graphdef, plan: _Plan) -> _State:
+  """Appends and draws `count` times."""
   model: CachedModel = nnx.merge(graphdef, params)
 
-  def unfinished(state: _State) -> Array:
-    return (state.num_generated < target) & ~jnp.all(state.finished)
-
-  def append_and_draw(state: _State) -> _State:
+  def append_and_draw(_: Array, state: _State) -> _State:
     newest = jax.lax.dynamic_slice_in_dim(state.tokens, state.length - 1, 1, axis=1)
     position = None
     if constants.positions is not None:
@@ -275,7 +242,7 @@ def _advance(params, constants: _Constants, state: _State, target: Array, *, gra
     cache, logits = model.step(state.cache, Tokens(values=newest, position=position))
     return _draw(state._replace(cache=cache), logits, constants, plan)
 
-  return jax.lax.while_loop(unfinished, append_and_draw, state)
+  return jax.lax.fori_loop(0, count, append_and_draw, state)
 
 
 def _draw(state: _State, logits: Float[Array, 'b e'], constants: _Constants, plan: _Plan) -> _State:
@@ -285,20 +252,10 @@ def _draw(state: _State, logits: Float[Array, 'b e'], constants: _Constants, pla
   b = logits.shape[0]
   step_key = jax.random.fold_in(constants.key, state.num_generated)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(b))
-  token = jnp.where(state.finished, plan.pad_token, plan.sampler(logits, keys))
-  going = ~state.finished
-  tail, finished = state.tail, state.finished
-  if constants.stops is not None:
-    tail = jnp.concatenate([tail[:, 1:], token[:, None]], axis=1)
-    stops = constants.stops[None]
-    ended = jnp.any(jnp.all((stops < 0) | (stops == tail[:, None]), axis=-1), axis=-1)
-    finished = finished | ended
+  token = plan.sampler(logits, keys)
   return state._replace(
     tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.length, axis=1),
     valid=jax.lax.dynamic_update_slice_in_dim(state.valid, jnp.ones((b, 1), bool), state.length, axis=1),
     length=state.length + 1,
     num_generated=state.num_generated + 1,
-    finished=finished,
-    lengths=state.lengths + going.astype(jnp.int32),
-    tail=tail,
   )

@@ -312,4 +312,4 @@ def _written(model, batch, given: int, recipe: MusicRecipe, order: music.Order, 
     allowed=MUSIC_ONLY,
     **sampling,
   )
-  return music.grid_of(np.concatenate([ids[:, :given], new.tokens], axis=1), order)
+  return music.grid_of(np.concatenate([ids[:, :given], new], axis=1), order)

@@ -107,8 +107,8 @@ def tokens_a_second(
       ('recomputed', num_latents, recomputed_tokens),
     ):
       window = LatentWindow(context_length=context, num_latents=num_latents, num_start_latents=start)
-      calls[name, context] = lambda prompt=prompt, window=window, amount=amount: (
-        generate(model, prompt, window=window, num_tokens=amount, sampler=GREEDY).tokens
+      calls[name, context] = lambda prompt=prompt, window=window, amount=amount: generate(
+        model, prompt, window=window, num_tokens=amount, sampler=GREEDY
       )
       amounts[name, context] = amount
   seconds = in_turn(calls, rounds)

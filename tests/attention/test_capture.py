@@ -27,7 +27,7 @@ from perceiver_lib.models.unified_cached import start, step
 from perceiver_lib.queries import GivenQueries
 from perceiver_lib.tokens import Tokens
 from tests.reference import numpy_perceiver as reference
-from tests.support import STREAMED, assert_close
+from tests.support import STREAMED, assert_close, parameters_of
 
 B, M, O, C, T, S = 2, 13, 7, 5, 3, 2
 LAYERS = {'cross_attend': LayerConfig(num_heads=2, qk_channels=6), 'self_attend': LayerConfig(num_heads=2)}
@@ -56,18 +56,6 @@ def livened(model):
   leaves = [leaf + jnp.asarray(random.normal(scale=0.15, size=leaf.shape), jnp.float32) for leaf in leaves]
   nnx.update(model, jax.tree.unflatten(structure, leaves))
   return model
-
-
-def parameters_of(model):
-  """By the reference's names."""
-  names = {'blocks.0.layers': 'processor.layers', 'head': 'decoder.output', 'output_norm': 'decoder.output_norm'}
-  names |= {name: f'encoder.{name}' for name in ('latents', 'cross_attends', 'latent_projection')}
-  found = {}
-  for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-    name = '.'.join(map(str, path))
-    old = next((old for old in names if name == old or name.startswith(old + '.')), '')
-    found[names.get(old, '') + name[len(old) :]] = np.asarray(param[...])
-  return found
 
 
 @functools.cache

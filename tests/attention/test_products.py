@@ -190,7 +190,7 @@ def test_a_cache_is_of_bfloat16_and_generation_agrees_with_recomputation():
   window = LatentWindow(context_length=24, num_latents=8, num_start_latents=4)
   cache, _ = jax.jit(lambda model: model.start(IDS, window, room=4))(model)
   assert {array.dtype for pair in cache.layers for array in pair} == {jnp.dtype(jnp.bfloat16)}
-  tokens, _ = generate(model, np.asarray(IDS.values[:, :10]), window=window, num_tokens=4)
+  tokens = generate(model, np.asarray(IDS.values[:, :10]), window=window, num_tokens=4)
   history = np.concatenate([np.asarray(IDS.values[:, :10]), tokens], axis=1)
   # 4 latents at the start, one more with every token: the last token was chosen by the 7th latent.
   logits = jax.jit(lambda model, ids: model(Tokens(values=ids), num_latents=7).values[:, -1])(model, history[:, :13])

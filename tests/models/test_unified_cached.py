@@ -171,7 +171,7 @@ def test_tokens_are_generated_as_by_recomputation_and_by_a_beam_of_one():
       return cache, scores(latents)
 
     cache, latents = start(model, letters_in_time(history), num_timesteps=1, max_timesteps=6)
-    settings = {'num_tokens': 6, 'end_token': VOCABULARY, 'pad_token': VOCABULARY - 1}
+    settings = {'num_tokens': 6, 'end_token': VOCABULARY}
     one = beam_search(append, cache, scores(latents), num_beams=1, **settings)
     return one, beam_search(append, cache, scores(latents), num_beams=3, **settings)
 
