@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from perceiver_lib.experiments.errors import RequestError
+from perceiver_lib.training.progress import in_notebook
 
 DOTS_PER_INCH = 150
 LARGEST_SVG_BYTES = 200_000
@@ -88,13 +89,6 @@ def show_in_notebook(figure: Any, png: Path, alt: str) -> None:
 
   width = round(figure.get_size_inches()[0] * 96)
   display(Image(png.read_bytes(), width=width, alt=alt))
-
-
-def in_notebook() -> bool:
-  """Whether a Jupyter kernel is running this code."""
-  ipython = sys.modules.get('IPython')
-  shell = ipython.get_ipython() if ipython else None
-  return shell is not None and hasattr(shell, 'kernel')
 
 
 def _varies(pixels: np.ndarray) -> bool:

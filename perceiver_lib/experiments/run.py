@@ -29,7 +29,7 @@ from perceiver_lib.experiments.bands import FILE_NAME as BANDS_FILE
 from perceiver_lib.experiments.bands import Declaration, load_declarations
 from perceiver_lib.experiments.environment import Stamp, environment_stamp
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.figures import in_notebook, save_figure_files, show_in_notebook
+from perceiver_lib.experiments.figures import save_figure_files, show_in_notebook
 from perceiver_lib.experiments.files import append_record, project_root, read_json, set_aside, write_json
 from perceiver_lib.experiments.notebooks import notebook_hash
 from perceiver_lib.experiments.profiles import PROFILES, check_profile
@@ -37,6 +37,7 @@ from perceiver_lib.experiments.tables import Table
 from perceiver_lib.experiments.wording import describe_metric, describe_number, describe_paper
 from perceiver_lib.training.checkpoints import Checkpointing, fingerprint
 from perceiver_lib.training.host import enable_compilation_cache
+from perceiver_lib.training.progress import in_notebook
 
 METRIC_MIME_TYPE = 'application/vnd.perceiver.metric+json'
 OWN_FILES = ('manifest.json', 'metrics.jsonl', 'figures')

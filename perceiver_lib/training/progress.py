@@ -11,7 +11,8 @@ SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_BARS = 0.5
 
 
-def _in_kernel() -> bool:
+def in_notebook() -> bool:
+  """Whether a Jupyter kernel is running this code."""
   ipython = sys.modules.get('IPython')
   shell = ipython.get_ipython() if ipython else None
   return shell is not None and hasattr(shell, 'kernel')
@@ -34,7 +35,7 @@ def resolve_mode(mode: str = 'auto') -> str:
     return mode
   if 'PYTEST_CURRENT_TEST' in os.environ:
     return 'silent'
-  if _in_kernel():
+  if in_notebook():
     return 'bar' if os.environ.keys() & {'JPY_SESSION_NAME', 'VSCODE_PID'} else 'lines'
   return 'bar' if sys.stderr.isatty() else 'lines'
 
@@ -87,7 +88,7 @@ class Progress:
     line = '  '.join(parts)
     if self.mode == 'lines':
       print(line, flush=True)
-    elif _in_kernel():
+    elif in_notebook():
       self._draw_in_notebook(step, line)
     else:
       filled = 24 * step // max(self.total, 1)

@@ -60,7 +60,7 @@ def test_auto_fits_the_place(monkeypatch, kernel, environment, mode):
     monkeypatch.delenv(name, raising=False)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
-  monkeypatch.setattr(progress, '_in_kernel', lambda: kernel)
+  monkeypatch.setattr(progress, 'in_notebook', lambda: kernel)
   monkeypatch.setattr('sys.stderr.isatty', lambda: False, raising=False)
   assert progress.resolve_mode() == mode
 
