@@ -22,12 +22,12 @@ from perceiver_lib.baselines.flow import best_constant, lucas_kanade, tv_l1
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.data.optical_flow import FlowPairs
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.modalities.optical_flow import AnyArray, flow_from_outputs, flow_inputs
+from perceiver_lib.modalities.optical_flow import flow_from_outputs, flow_inputs
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.positions import FourierFeatures, grid
 from perceiver_lib.queries import InputQueries, PositionQueries, position_queries
 from perceiver_lib.scores.flow import end_point_error
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 from perceiver_lib.training.fit import FitResult, fit
 from perceiver_lib.training.optimizers import adamw_warmup_cosine
 

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int, Num
 
-AnyArray = Array | np.ndarray
+from perceiver_lib.tokens import AnyArray
 
 PAPER_TILE = (368, 496)
 """Height and width of the images that the published model was trained on."""
