@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from perceiver_lib.positions import grid
 from perceiver_lib.queries import position_queries
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 
-AnyArray = Array | np.ndarray
 Model = Callable[[Tokens, Tokens], Float[Array, 'b o 2']]
 """A Perceiver IO: (inputs, queries) -> outputs."""
 
