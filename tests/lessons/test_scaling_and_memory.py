@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from perceiver_lib.lessons import scaling, scaling_latents, scaling_peers, scaling_uses
-from perceiver_lib.lessons.latent_search import search_num_latents
+from perceiver_lib.lessons import scaling_and_memory as lesson
 
 
 def rows_of(power, lengths=(2**10, 2**12, 2**14)):
@@ -16,27 +15,27 @@ def rows_of(power, lengths=(2**10, 2**12, 2**14)):
 
 
 def test_the_growth_is_that_of_the_rows():
-  power, start = scaling.growth(rows_of(1.5), lambda row: np.median(row['seconds']))
+  power, start = lesson.growth(rows_of(1.5), lambda row: np.median(row['seconds']))
   assert power == pytest.approx(1.5) and start == pytest.approx(3e-6)
-  assert [row['num_bytes'] for row in scaling.fit_rows(rows_of(1.0), 12)] == [2**12, 2**14]
+  assert [row['num_bytes'] for row in lesson.fit_rows(rows_of(1.0), 12)] == [2**12, 2**14]
 
 
 def test_what_was_not_run_is_predicted_by_its_operations():
   rows = [*rows_of(1.0), {'num_bytes': 2**20, 'seconds': [], 'operations': 5 * 2**20}, {'num_bytes': 2, 'seconds': []}]
-  predicted = scaling.predicted_seconds(rows)
+  predicted = lesson.predicted_seconds(rows)
   assert list(predicted) == [2**14, 2**20]
   assert predicted[2**20] == pytest.approx(3e-6 * 2**20)
 
 
 @pytest.mark.parametrize('kind', ['streamed', 'dense', 'ar', 'transformer'])
 def test_operations_of_a_perceiver_are_linear_in_its_input_and_those_of_a_transformer_are_not(kind):
-  short, middle, long = (scaling.problem(kind, 2**log2, num_layers=1).forward_operations() for log2 in (13, 14, 15))
+  short, middle, long = (lesson.problem(kind, 2**log2, num_layers=1).forward_operations() for log2 in (13, 14, 15))
   growth = (long - middle) / (middle - short)
   assert growth == pytest.approx(2.0, abs=1e-3) if kind != 'transformer' else growth > 2.8
 
 
 def test_a_step_on_a_thousand_bytes_runs_and_a_dense_one_counts_fewer_operations():
-  what = scaling.problem('streamed', 2**10, num_latents=16, num_layers=1)
+  what = lesson.problem('streamed', 2**10, num_latents=16, num_layers=1)
   call, program = what.step()
   call()
   assert program.memory_analysis().temp_size_in_bytes > 0
@@ -44,40 +43,30 @@ def test_a_step_on_a_thousand_bytes_runs_and_a_dense_one_counts_fewer_operations
 
 
 def test_a_process_measures_several_lengths_in_turn():
-  rows = scaling.sweep('streamed', {4: 2}, num_layers=1)
+  rows = lesson.sweep('streamed', {4: 2}, num_layers=1)
   rows = [*rows, dict(rows[0], num_bytes=32, seconds=[])]
   assert [len(row['seconds']) for row in rows] == [2, 0] and all(row['temporary_megabytes'] > 0 for row in rows)
-  text = str(scaling.table([*rows, {'kind': 'dense', 'num_bytes': 64, 'seconds': [], 'status': 'out of memory'}]))
+  text = str(lesson.table([*rows, {'kind': 'dense', 'num_bytes': 64, 'seconds': [], 'status': 'out of memory'}]))
   assert 'compiled only' in text and '| 64 | out of memory |' in text
 
 
 def test_data_sheets_are_found_by_the_name_of_the_device():
-  assert scaling.published_bf16('NVIDIA H100 80GB HBM3') == 989e12
-  assert scaling.published_bf16('NVIDIA A100-SXM4-80GB') == 312e12
-  assert scaling.published_bf16('a card of next year') is None
+  assert lesson.published_bf16('NVIDIA H100 80GB HBM3') == 989e12
+  assert lesson.published_bf16('NVIDIA A100-SXM4-80GB') == 312e12
+  assert lesson.published_bf16('a card of next year') is None
 
 
 def test_questions_to_one_encoding_and_decoding_in_chunks():
-  seconds = scaling_uses.seconds_of_questions(64, (1, 2), rounds=1)
+  seconds = lesson.seconds_of_questions(64, (1, 2), rounds=1)
   assert set(seconds) == {(name, k) for name in ('encoded once', 'whole calls') for k in (1, 2)}
-  at_once, in_chunks = scaling_uses.decoding_megabytes((13,)).values()
+  at_once, in_chunks = lesson.decoding_megabytes((13,)).values()
   assert at_once[0] > 2 * in_chunks[0]
 
 
-def test_a_search_trains_each_number_once(monkeypatch):
-  trained = []
-  trials = scaling_latents.LatentTrials(scaling_latents.RECIPES['smoke'], seed=0)
-  monkeypatch.setattr(trials, '_explained', lambda number: trained.append(number) or [40.0, 42.0 + number])
-  assert search_num_latents(trials, tolerance=1.0, limit=4).num_latents == 4
-  assert trials(2) == 42.0 and trained == [1, 2, 4] and set(trials.seconds) == {1, 2, 4}
-
-
-def test_training_with_several_seeds_explains_more_than_nothing():
-  recipe = scaling_latents.LatentsRecipe(train_steps=200, num_seeds=2, smallest=4, limit=4)
-  trials = scaling_latents.LatentTrials(recipe, seed=0)
-  assert 5 < trials(4) < 100 and trials.scores[4][0] != trials.scores[4][1]
-  explained = scaling_latents.explained_by_components([1, 4, 8])
-  assert explained[1] < explained[4] < explained[8] == pytest.approx(100.0)
+def test_components_explain_more_the_more_there_are():
+  images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), np.uint8)
+  explained = lesson.explained_by_components(images[:20], images[20:], [1, 4, 16])
+  assert explained[1] < explained[4] < explained[16] == pytest.approx(100.0)
 
 
 def result_of(**contenders):
@@ -100,16 +89,16 @@ def test_ratios_to_peers_and_what_has_none(tmp_path):
   }
   path = tmp_path / 'bench.json'
   path.write_text(json.dumps(results))
-  read = scaling_peers.committed_results(path)
-  assert scaling_peers.ratios(read) == {
+  read = lesson.committed_results(path)
+  assert lesson.ratios(read) == {
     'long, lucidrains: time': ('time', [0.5, 0.4, 0.6]),
     'long, lucidrains: memory': ('peak memory of the process', [0.1]),
   }
-  text = str(scaling_peers.table(read))
+  text = str(lesson.peers_table(read))
   assert (
     '| long | Hugging Face | not installed |' in text
     and 'parts' not in text
     and 'matmul' not in text
     and '2026-01-02 03:04' in text
   )
-  assert scaling_peers.committed_results(tmp_path / 'nowhere.json') == {}
+  assert lesson.committed_results(tmp_path / 'nowhere.json') == {}

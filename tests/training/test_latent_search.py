@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from perceiver_lib.lessons.latent_search import search_num_latents
+from perceiver_lib.training.latent_search import search_num_latents
 
 
 def searched(scores, **settings):

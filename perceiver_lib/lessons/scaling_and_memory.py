@@ -1,29 +1,40 @@
-"""What each byte costs, for notebook 10: one training step of several models at growing lengths."""
+"""Notebook 10: one training step of several models at growing lengths, what one encoding is good for, and peers."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
-from perceiver_lib.experiments.measuring import Call, compiled, exponent, temporary_megabytes
+from perceiver_lib.attention.caching import LatentWindow
+from perceiver_lib.blocks import LayerConfig
+from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.experiments.files import project_root, read_json
+from perceiver_lib.experiments.measuring import Call, compiled, exponent, in_turn, temporary_megabytes
 from perceiver_lib.experiments.tables import Table
 from perceiver_lib.experiments.wording import describe_spread
 from perceiver_lib.experiments.workers import Worker, answers_in_turn
 from perceiver_lib.flops import count_flops
+from perceiver_lib.generation.stream import GREEDY, generate
 from perceiver_lib.lessons import unified_bytes
 from perceiver_lib.lessons.tour import random_bytes
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import UnifiedPerceiver
 from perceiver_lib.parameters import abstract, filled
+from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.host import keep_freed_memory
 from perceiver_lib.training.losses import cross_entropy
@@ -40,77 +51,6 @@ KINDS = {
   'transformer': 'byte Transformer',
 }
 """What is measured: 256 latents x 256 channels and 6 layers of 8 heads; the Transformer has no latents."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScalingRecipe:
-  """Settings of one profile.
-
-  Attributes:
-    steps: kind -> log2 of the input bytes -> timed steps. 0 = compiled, never run.
-    num_layers: of all models at every length; generation uses half as many.
-    fitted_from: log2 of the shortest input in the fits.
-    sweep_bytes: log2 of the input bytes at which latents and layers are varied, sweep_latents and sweep_layers.
-    sweep_rounds: timed steps of each variant, in turn.
-    asked_bytes: log2 of the input bytes that are encoded once; question_numbers: how many calls ask about them.
-    decoded: log2 of the numbers of output queries that are decoded.
-    contexts: of generation; recomputed_tokens: how many are generated without a cache.
-    bench_cases: of `python -m perceiver_lib bench`, measured in the same run; bench_rounds: timed calls of each.
-  """
-
-  steps: Mapping[str, Mapping[int, int]]
-  fitted_from: int
-  num_layers: int = NUM_LAYERS
-  sweep_bytes: int
-  sweep_latents: tuple[int, ...]
-  sweep_layers: tuple[int, ...]
-  sweep_rounds: int
-  asked_bytes: int
-  question_numbers: tuple[int, ...]
-  decoded: tuple[int, ...]
-  contexts: tuple[int, ...]
-  recomputed_tokens: int
-  bench_cases: tuple[str, ...]
-  bench_rounds: int
-
-
-RECIPES = {
-  'smoke': ScalingRecipe(
-    steps={'streamed': {10: 2, 11: 1}, 'transformer': {8: 1, 9: 0}},
-    fitted_from=10, num_layers=1,
-    sweep_bytes=8, sweep_latents=(16, 32), sweep_layers=(1,), sweep_rounds=1,
-    asked_bytes=8, question_numbers=(1, 2), decoded=(12,),
-    contexts=(16,), recomputed_tokens=2,
-    bench_cases=(), bench_rounds=1,
-  ),
-  'demo': ScalingRecipe(
-    steps={
-      'streamed': {10: 3, 14: 3, 16: 3, 18: 2, 20: 1},
-      'dense': {12: 3, 14: 3, 16: 1, 20: 0},
-      'ar': {14: 2, 16: 1},
-      'unified': {14: 2, 18: 1},
-      'transformer': {10: 2, 12: 1, 20: 0},
-    },
-    fitted_from=16,
-    sweep_bytes=14, sweep_latents=(64, 256, 512), sweep_layers=(1, 6, 12), sweep_rounds=3,
-    asked_bytes=14, question_numbers=(1, 4, 16), decoded=(10, 14, 18),
-    contexts=(256, 1_024, 4_096), recomputed_tokens=16,
-    bench_cases=('wide-16k-train', 'narrow-16k-train'), bench_rounds=3,
-  ),
-}  # fmt: skip
-RECIPES['full'] = dataclasses.replace(
-  RECIPES['demo'],
-  steps={
-    'streamed': {log2: 5 for log2 in range(10, 23)},
-    'dense': {log2: 5 for log2 in range(10, 17)} | {20: 0},
-    'ar': {log2: 5 for log2 in range(12, 21)},
-    'unified': {log2: 5 for log2 in range(12, 23)},
-    'transformer': {log2: 3 for log2 in range(10, 15)} | {16: 0, 20: 0},
-  },
-)
-
-
-# One training step.
 
 
 class Problem(NamedTuple):
@@ -187,7 +127,7 @@ def sweep(kind: str, steps: Mapping[int, int], num_layers: int = NUM_LAYERS) -> 
     step sets aside, `operations` and `forward_operations` where they can be counted; a row whose process ended has a
     `status` too.
   """
-  function = 'perceiver_lib.lessons.scaling:step_in_turn'
+  function = 'perceiver_lib.lessons.scaling_and_memory:step_in_turn'
   settings = {log2: {'kind': kind, 'log2_bytes': log2, 'num_layers': num_layers} for log2 in steps}
   # All compile at once, on as many cores as there are; no two are timed at once.
   workers = [(log2, Worker(function, settings[log2])) for log2 in steps]
@@ -263,3 +203,151 @@ def published_bf16(device_kind: str) -> float | None:
   """The data sheet's rate for a device, None where it is not known."""
   words = device_kind.replace('-', ' ').split()
   return next((rate for name, rate in PUBLISHED_BF16.items() if name in words), None)
+
+
+DECODE_CHUNK = 1_024
+QUERIES_PER_QUESTION = 64
+NEW_TOKENS = 64
+
+
+def asked_model(num_bytes: int) -> PerceiverIO:
+  """The byte Perceiver of the first section as a Perceiver IO: three numbers for every position that is asked for."""
+  reader = PerceiverConfig.of_bytes(num_bytes)
+  position = FourierFeatures(num_bands=64, max_resolution=(num_bytes,))
+  config = PerceiverIOConfig(
+    input_adapter=reader.input_adapter,
+    num_latents=reader.num_latents,
+    num_latent_channels=reader.num_latent_channels,
+    num_self_attends_per_block=reader.num_self_attends_per_block,
+    cross_attend=reader.cross_attend,
+    self_attend=reader.self_attend,
+    decoder=DecoderConfig(
+      queries=PositionQueries(position=position), num_outputs=3, cross_attend=LayerConfig(num_heads=1)
+    ),
+  )
+  return filled(abstract(PerceiverIO, config), scale=0.02)
+
+
+def queries_at(num_queries: int) -> Tokens:
+  return position_queries(np.linspace(-1, 1, num_queries, dtype=np.float32)[:, None], batch_size=1)
+
+
+def seconds_of_questions(num_bytes: int, numbers: Sequence[int], rounds: int) -> dict[tuple[str, int], list[float]]:
+  """Seconds for k questions of 64 positions each about the same bytes: {('encoded once' or 'whole calls', k): [...]}.
+
+  The calls are made in turn.
+  """
+  model, tokens, queries = asked_model(num_bytes), random_bytes(num_bytes), queries_at(QUERIES_PER_QUESTION)
+  encode = jax.jit(lambda model, tokens: model.encode(tokens))
+  decode = jax.jit(lambda model, latents, queries: model.decode(latents, queries))
+  whole = jax.jit(lambda model, tokens, queries: model(tokens, queries))
+
+  def once(k: int) -> list[Any]:
+    latents = encode(model, tokens)
+    return [decode(model, latents, queries) for _ in range(k)]
+
+  calls: dict[tuple[str, int], Callable[[], Any]] = {}
+  for k in numbers:
+    calls['encoded once', k] = lambda k=k: once(k)
+    calls['whole calls', k] = lambda k=k: [whole(model, tokens, queries) for _ in range(k)]
+  return in_turn(calls, rounds)
+
+
+def decoding_megabytes(log2_queries: Sequence[int]) -> dict[str, list[float]]:
+  """What the compiled decoder sets aside besides its outputs, all queries at once and in chunks. Nothing is run."""
+  model = asked_model(2**10)
+  latents = Tokens(values=jnp.zeros((1, model.config.num_latents, model.config.num_latent_channels)))
+  sizes: dict[str, list[float]] = {}
+  for name, chunk_size in (('all at once', None), (f'{DECODE_CHUNK:,} at a time', DECODE_CHUNK)):
+    decode = functools.partial(PerceiverIO.decode, chunk_size=chunk_size)
+    sizes[name] = [temporary_megabytes(compiled(decode, model, latents, queries_at(2**log2))) for log2 in log2_queries]
+  return sizes
+
+
+def tokens_a_second(
+  contexts: Sequence[int], *, num_layers: int, recomputed_tokens: int, rounds: int
+) -> dict[tuple[str, int], list[float]]:
+  """Generated tokens a second, the reading of the prompt included: {('cached' or 'recomputed', context): [...]}.
+
+  A Perceiver AR of 128 channels with up to 128 latents. Recomputed is the same compiled loop with a window
+  that has no room, so that every token reads its whole context again.
+  """
+  num_latents = min(128, min(contexts))
+  config = PerceiverARConfig.of_bytes(
+    num_channels=128, num_latents=num_latents, num_self_attends=num_layers, num_heads=4, vocabulary_size=NUM_IDS
+  )
+  model = filled(abstract(PerceiverAR, config), scale=0.02)
+  calls, amounts = {}, {}
+  for context in contexts:
+    prompt = np.random.default_rng(0).integers(0, NUM_IDS, (1, context - num_latents // 2)).astype(np.int32)
+    for name, start, amount in (
+      ('cached', num_latents // 2, min(NEW_TOKENS, num_latents // 2)),
+      ('recomputed', num_latents, recomputed_tokens),
+    ):
+      window = LatentWindow(context_length=context, num_latents=num_latents, num_start_latents=start)
+      calls[name, context] = lambda prompt=prompt, window=window, amount=amount: generate(
+        model, prompt, window=window, num_tokens=amount, sampler=GREEDY
+      )
+      amounts[name, context] = amount
+  seconds = in_turn(calls, rounds)
+  return {key: [amounts[key] / one for one in values] for key, values in seconds.items()}
+
+
+def explained_by_components(
+  train: UInt8[np.ndarray, 'n y x c'], new: UInt8[np.ndarray, 'v y x c'], numbers: Sequence[int]
+) -> dict[int, float]:
+  """Share of the variance of new images, in %, that so many principal components explain: the linear limit."""
+  flat, new_flat = (rearrange(part, 'n y x c -> n (y x c)').astype(np.float64) for part in (train, new))
+  mean = flat.mean(axis=0)
+  directions = np.linalg.svd(flat - mean, full_matrices=False)[2]
+  shares = np.square((new_flat - mean) @ directions.T).mean(axis=0) / np.square(new_flat - mean).mean(axis=0).sum()
+  return {number: 100.0 * float(shares[:number].sum()) for number in numbers}
+
+
+OURS = 'perceiver_lib'
+PEERS = ('Hugging Face', 'krasserm perceiver-io 0.11', 'lucidrains')
+"""Packages. Other contenders of a case are its parts, or this library with other settings."""
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def committed_results(path: Path | None = None) -> Results:
+  """What the bench command wrote on some machine at some time, by case: `figures/bench.json` unless given."""
+  return read_json(path or project_root() / 'figures' / 'bench.json') or {}
+
+
+def ratios(results: Results) -> dict[str, tuple[str, list[float]]]:
+  """Name of a bar -> 'time' or 'peak memory', and ours over theirs (median, smallest, largest, or one number)."""
+  bars: dict[str, tuple[str, list[float]]] = {}
+  for case, peer, row in _peers(results):
+    if 'ratio' in row:
+      time = [row['ratio'][which] for which in ('median', 'smallest', 'largest')]
+      memory = results[case]['contenders'][OURS]['peak_gigabytes'] / row['peak_gigabytes']
+      bars[f'{case}, {peer}: time'] = ('time', time)
+      bars[f'{case}, {peer}: memory'] = ('peak memory of the process', [memory])
+  return bars
+
+
+def peers_table(results: Results) -> Table:
+  """A row for each peer of each case: seconds and gigabytes of both, or why there are none, and the machine's stamp."""
+  rows = []
+  for case, peer, row in _peers(results):
+    ours, stamp = results[case]['contenders'][OURS], results[case]['stamp']
+    when = f'{stamp["time"]}, {stamp["device"]}'
+    if 'ratio' not in row:
+      rows.append((case, peer, row.get('status', ours.get('status')), '', '', when))
+      continue
+    seconds = f'{ours["median_seconds"]:.3g} / {row["median_seconds"]:.3g}'
+    memory = f'{ours["peak_gigabytes"]:.2f} / {row["peak_gigabytes"]:.2f}'
+    rows.append((case, peer, seconds, describe_spread(**row['ratio'], form='.2f'), memory, when))
+  return Table(('case', 'peer', 'seconds, ours / theirs', 'ratio (spread)', 'GB, ours / theirs', 'measured'), rows)
+
+
+def _peers(results: Results) -> list[tuple[str, str, Mapping[str, Any]]]:
+  """Without the account of a step, whose row of a peer is in the plain case already."""
+  return [
+    (case, peer, row)
+    for case, result in results.items()
+    if OURS in result['contenders'] and not case.startswith('matmul-account')
+    for peer, row in result['contenders'].items()
+    if peer in PEERS
+  ]
