@@ -10,6 +10,7 @@ from flax import nnx
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig
 from perceiver_lib.blocks import ACTIVATIONS, CrossAttention, LatentBlock, LayerConfig, SelfAttention
+from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 from tests.reference import make_golden
 from tests.reference.numpy_perceiver import at
@@ -59,6 +60,16 @@ def test_rematerialised_layers_equal_the_loop():
   train = jax.jit(lambda key: block(latents(), remat=True, rngs=nnx.Rngs(dropout=key)).values)
   first, second = (train(jax.random.key(seed)) for seed in (0, 1))
   assert np.any(np.asarray(first) != np.asarray(second))
+
+
+def test_rematerialised_layers_of_one_kind_are_one_scan():
+  block = LatentBlock(LayerConfig(num_heads=2), num_channels=6, num_layers=5, rngs=nnx.Rngs(1))
+  tokens = dataclasses.replace(latents(), position=jnp.arange(5)[None, :, None])
+  for kinds in (1, 2):
+    program = jax.make_jaxpr(lambda tokens: block(tokens, remat=True).values)(tokens)
+    assert str(program).count('scan[') == kinds
+    for layer in list(block.layers)[3:]:
+      layer.attention.rotary = Rotary()
 
 
 def test_latent_times_mask_the_processor():

@@ -19,22 +19,6 @@ from perceiver_lib.attention.streamed import KeyStream, cleaned, streamed_attend
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens
 
-DENSE_LOGITS = {'cpu': 2**20, 'gpu': 2**26, 'tpu': 2**26}
-"""Up to this many logits attention is dense. On CPU a chunk that stays in the cache is faster from 4 MiB on."""
-
-CHUNK_LOGITS = {'cpu': 2**19, 'gpu': 2**24, 'tpu': 2**24}
-"""The logits of one streamed chunk; on CPU 256 tokens for 256 latents of 8 heads."""
-
-
-def choose_chunk_size(num_rows: int, num_keys: int, platform: str | None = None) -> int | None:
-  """Keys a chunk for `num_rows` = batch x heads x queries, or None for the dense path."""
-  platform = platform or jax.default_backend()
-  if num_rows * num_keys <= DENSE_LOGITS.get(platform, DENSE_LOGITS['gpu']):
-    return None
-  logits = CHUNK_LOGITS.get(platform, CHUNK_LOGITS['gpu'])
-  power_of_two = 2 ** (max(logits // num_rows, 1).bit_length() - 1)
-  return min(max(power_of_two, 128), 4096)
-
 
 def reference_attend(
   q: Float[Array, 'b h i k'],
@@ -46,7 +30,7 @@ def reference_attend(
 
   `allowed` is the mask of `tokens.may_attend`; a query that may attend to nothing reads exactly zero.
   """
-  logits = jnp.einsum('bhik,bhjk->bhij', q, k) / jnp.sqrt(q.shape[-1])
+  logits = jnp.einsum('bhik,bhjk->bhij', q, k) / q.shape[-1] ** 0.5
   weights = jax.nn.softmax(jnp.where(allowed[:, None], logits, MASKED_LOGIT), axis=-1)
   weights = jnp.where(allowed[:, None], weights, 0.0)
   return jnp.einsum('bhij,bhjv->bhiv', weights, v)
@@ -124,6 +108,23 @@ def _streamed(q: Array, streams: tuple[KeyStream, ...], rule: _Rule, chunk_size:
 
   record_weights(log_sum_exp, logits, rule)
   return output
+
+
+DENSE_LOGITS = {'cpu': 2**20, 'gpu': 2**26, 'tpu': 2**26}
+"""Up to this many logits attention is dense. On CPU a chunk that stays in the cache is faster from 4 MiB on."""
+
+CHUNK_LOGITS = {'cpu': 2**19, 'gpu': 2**24, 'tpu': 2**24}
+"""The logits of one streamed chunk; on CPU 256 tokens for 256 latents of 8 heads."""
+
+
+def choose_chunk_size(num_rows: int, num_keys: int, platform: str | None = None) -> int | None:
+  """Keys a chunk for `num_rows` = batch x heads x queries, or None for the dense path."""
+  platform = platform or jax.default_backend()
+  if num_rows * num_keys <= DENSE_LOGITS.get(platform, DENSE_LOGITS['gpu']):
+    return None
+  logits = CHUNK_LOGITS.get(platform, CHUNK_LOGITS['gpu'])
+  power_of_two = 2 ** (max(logits // num_rows, 1).bit_length() - 1)
+  return min(max(power_of_two, 128), 4096)
 
 
 class Attention(nnx.Module):

@@ -1,11 +1,15 @@
-"""Which inputs become latents."""
+"""Latents that sit on inputs: which inputs those are, and how such latents read."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Int
 
+from perceiver_lib.attention.attend import KeyValueReader, read
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
@@ -59,3 +63,41 @@ def latest(inputs: Tokens, num_latents: int) -> tuple[Tokens, Bool[Array, 'b m']
   )
   is_latent = jnp.zeros((b, m), bool).at[jnp.arange(b)[:, None], jnp.where(valid, index, m)].set(True, mode='drop')
   return cleaned(raw), is_latent
+
+
+def on_inputs(model: nnx.Module, raw: Tokens) -> tuple[Tokens, Tokens]:
+  """The inputs that latents sit on as channels `[b, n, c]`, and projected to latents `[b, n, d]`."""
+  embedded = dataclasses.replace(raw, values=model.input_adapter(raw))
+  projection = model.latent_projection
+  return embedded, embedded if projection is None else dataclasses.replace(raw, values=projection(embedded.values))
+
+
+def read_inputs(
+  model: nnx.Module,
+  inputs: Tokens,
+  raw: Tokens,
+  is_latent: Bool[Array, 'b m'],
+  *,
+  key_norm: str,
+  chunk_size: int | None,
+  rngs: nnx.Rngs | None,
+) -> Tokens:
+  """The one cross-attend of a `PerceiverAR`, or of a `UnifiedPerceiver` of the same kind.
+
+  Args:
+    inputs: all of them, with a time.
+    raw: those that the latents sit on.
+    is_latent: which of the inputs they are.
+    key_norm: see `PerceiverARConfig`.
+    chunk_size, rngs: see `models`.
+  """
+  cross_attend = model.cross_attends[0]
+  embedded, latents = on_inputs(model, raw)
+  own_keys = key_norm == 'query_norm'
+  if own_keys:
+    inputs = dataclasses.replace(inputs, valid=validity(inputs) & ~is_latent)
+  sources = cross_attend.sources(inputs, model.input_adapter)
+  if own_keys:
+    sources += [(embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention))]
+  heads = read(cross_attend.questions(latents), sources, query_time=latents.time, chunk_size=chunk_size)
+  return cross_attend.finish(latents, heads, rngs=rngs)

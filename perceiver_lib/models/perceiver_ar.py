@@ -14,7 +14,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, FactoredPositions
-from perceiver_lib.attention.attend import KeyValueReader, read
 from perceiver_lib.attention.caching import LatentWindow, TokenCache
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
@@ -22,7 +21,7 @@ from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.models import perceiver_ar_cached
-from perceiver_lib.models.last_inputs import gathered, last_valid, rank_from_end, validity
+from perceiver_lib.models.last_inputs import gathered, last_valid, rank_from_end, read_inputs, validity
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 
@@ -213,7 +212,9 @@ class PerceiverAR(nnx.Module):
     inputs = self.in_time(inputs)
     raw = self.latent_inputs(inputs, num_latents or self.config.num_latents)
     with named('encoder', 'cross_attention', 0):
-      latents = self._read(raw, inputs, chunk_size, rngs)
+      settings = {'key_norm': self.config.key_norm, 'chunk_size': chunk_size, 'rngs': rngs}
+      is_latent = rank_from_end(validity(inputs)) < raw.num_tokens
+      latents = read_inputs(self, inputs, raw, is_latent, **settings)
     return self.blocks[0](latents, remat=remat, rngs=rngs)
 
   def in_time(self, inputs: Tokens) -> Tokens:
@@ -242,24 +243,6 @@ class PerceiverAR(nnx.Module):
         valid=index >= 0,
       )
     )
-
-  def project_latents(self, channels: Float[Array, 'b n c']) -> Float[Array, 'b n d']:
-    """From embedded inputs to latents."""
-    return channels if self.latent_projection is None else self.latent_projection(channels)
-
-  def _read(self, raw: Tokens, inputs: Tokens, chunk_size: int | None, rngs: nnx.Rngs | None) -> Tokens:
-    """The one cross-attend; `raw` are the inputs that the latents sit on."""
-    cross_attend = self.cross_attends[0]
-    embedded = dataclasses.replace(raw, values=self.input_adapter(raw))
-    latents = dataclasses.replace(raw, values=self.project_latents(embedded.values))
-    if self.config.key_norm == 'shared':
-      return cross_attend(latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
-    valid = validity(inputs)
-    prefix = dataclasses.replace(inputs, valid=valid & (rank_from_end(valid) >= raw.num_tokens))
-    sources = cross_attend.sources(prefix, self.input_adapter)
-    sources += [(embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention))]
-    heads = read(cross_attend.questions(latents), sources, query_time=latents.time, chunk_size=chunk_size)
-    return cross_attend.finish(latents, heads, rngs=rngs)
 
   def start(self, history: Tokens, window: LatentWindow, *, room: int) -> tuple[TokenCache, Float[Array, 'b e']]:
     """Reads a history at once and makes a cache: `perceiver_ar_cached.start`."""

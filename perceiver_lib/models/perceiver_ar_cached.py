@@ -16,7 +16,7 @@ from perceiver_lib.attention.attend import KeyValueReader, attend, choose_chunk_
 from perceiver_lib.attention.caching import LatentWindow, TokenCache, attend_cache, with_room
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.streamed import cleaned
-from perceiver_lib.models.last_inputs import rank_from_end, validity
+from perceiver_lib.models.last_inputs import on_inputs, rank_from_end, validity
 from perceiver_lib.tokens import Tokens
 
 
@@ -38,7 +38,7 @@ def start(
   inputs = cleaned(model.in_time(history))
   valid = validity(inputs)
   raw = model.latent_inputs(inputs, window.num_start_latents)
-  latents = dataclasses.replace(raw, values=model.project_latents(model.input_adapter(raw)))
+  _, latents = on_inputs(model, raw)
   embedded = model.input_adapter(inputs)
   normed = cross_attend.input_norm(embedded)
   if config.key_norm == 'query_norm':
@@ -85,14 +85,13 @@ def step(model: nnx.Module, cache: TokenCache, tokens: Tokens) -> tuple[TokenCac
   cross_attend = model.cross_attends[0]
   if tokens.position is None:
     tokens = dataclasses.replace(tokens, position=cache.position[:, None])
-  embedded = model.input_adapter(tokens)
-  latents = dataclasses.replace(tokens, values=model.project_latents(embedded))
+  embedded, latents = on_inputs(model, tokens)
   exists = jnp.ones((tokens.batch_size, 1), bool)
   context_valid = cache.appended(cache.context_valid, exists)
   latent_valid = cache.appended(cache.latent_valid, exists)
   key_norm = cross_attend.input_norm if model.config.key_norm == 'shared' else cross_attend.query_norm
   reader = KeyValueReader(None, key_norm, cross_attend.attention)
-  pair = cache.extended(0, *reader(dataclasses.replace(tokens, values=embedded)))
+  pair = cache.extended(0, *reader(embedded))
   with named('encoder', 'cross_attention', 0):
     heads = attend_cache(cross_attend.questions(latents), pair, context_valid)
   latents = cross_attend.finish(latents, heads, rngs=None)

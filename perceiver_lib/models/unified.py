@@ -18,13 +18,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.adapters import AdapterConfig, table_initializer
-from perceiver_lib.attention.attend import KeyValueReader, joined_times, read
+from perceiver_lib.attention.attend import joined_times, read
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.attention.timesteps import prefix_read
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
-from perceiver_lib.models.last_inputs import latest, validity
+from perceiver_lib.models.last_inputs import latest, read_inputs
 from perceiver_lib.tokens import Tokens
 
 Inputs = Tokens | Mapping[str, Tokens]
@@ -240,19 +240,11 @@ class UnifiedPerceiver(nnx.Module):
   def _read_by_inputs(self, inputs: Inputs, *, chunk_size: int | None, rngs: nnx.Rngs | None) -> Tokens:
     if not isinstance(inputs, Tokens) or inputs.time is None:
       raise ValueError('Latents made of inputs need tokens of one modality, with a time; the source may be among them.')
-    inputs, config, cross_attend = inputs.checked('inputs'), self.config.latents, self.cross_attends[0]
+    inputs, config = inputs.checked('inputs'), self.config.latents
     raw, is_latent = latest(inputs, config.num_latents)
-    embedded = dataclasses.replace(raw, values=self.input_adapter(raw))
-    projection = self.latent_projection
-    latents = embedded if projection is None else dataclasses.replace(raw, values=projection(embedded.values))
-    if config.key_norm == 'query_norm':
-      inputs = dataclasses.replace(inputs, valid=validity(inputs) & ~is_latent)
-    sources = cross_attend.sources(inputs, self.input_adapter)
-    if config.key_norm == 'query_norm':
-      sources += [(embedded, KeyValueReader(None, cross_attend.query_norm, cross_attend.attention))]
     with named('encoder', 'cross_attention', 0):
-      heads = read(cross_attend.questions(latents), sources, query_time=latents.time, chunk_size=chunk_size)
-    return cross_attend.finish(latents, heads, rngs=rngs)
+      settings = {'key_norm': config.key_norm, 'chunk_size': chunk_size, 'rngs': rngs}
+      return read_inputs(self, inputs, raw, is_latent, **settings)
 
   def decode(
     self,
