@@ -24,9 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from perceiver_lib.adapters import AdapterConfig, LearnedPositions, embed_position, table_initializer
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.tokens import Tokens
-
-AnyArray = Array | np.ndarray
+from perceiver_lib.tokens import AnyArray, Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

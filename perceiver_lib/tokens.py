@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Num
 
+AnyArray = Array | np.ndarray
+
 SOURCE_TIME = int(np.iinfo(np.int32).min)
 """The time of a key that every query may attend to, such as the source of a sequence-to-sequence pair."""
 

@@ -1,10 +1,37 @@
-"""What optical flow must beat: the best constant for a pair, and two classical methods of scikit-image."""
+"""What optical flow must beat: no motion, one motion for all pixels, and two classical methods of scikit-image."""
 
 from __future__ import annotations
 
 import numpy as np
-from einops import reduce
+from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Num
+
+
+def flow_baselines(
+  frames: Num[np.ndarray, 'n 2 h w c'],
+  truth: Float[np.ndarray, 'n h w 2'],
+  train_flow: Float[np.ndarray, '*shape 2'],
+  valid: Bool[np.ndarray, 'n h w'] | None = None,
+) -> dict[str, Float[np.ndarray, 'n h w 2']]:
+  """Flows in pixels of what needs no training, by name.
+
+  'best constant per pair' has seen the answers: nothing that gives one motion for all pixels of a pair can be better.
+
+  Args:
+    frames: in 0..255.
+    train_flow: of training pairs, for their mean motion.
+    valid: pixels that have truth; None = all.
+  """
+  valid = np.ones(truth.shape[:-1], bool) if valid is None else valid
+  constants = np.stack([best_constant(flow, known) for flow, known in zip(truth, valid, strict=True)])
+  flows = {
+    'zero flow': np.zeros(2, np.float32),
+    'mean flow of training': np.asarray(train_flow, np.float32).reshape(-1, 2).mean(0),
+    'best constant per pair': rearrange(constants, 'n e -> n 1 1 e'),
+  }
+  flows = {name: np.broadcast_to(flow, truth.shape) for name, flow in flows.items()}
+  classical = {'TV-L1': tv_l1, 'iterative Lucas-Kanade': lucas_kanade}
+  return flows | {name: np.stack([method(pair) for pair in frames]) for name, method in classical.items()}
 
 
 def best_constant(truth: Num[np.ndarray, '*shape 2'], valid: Bool[np.ndarray, '*shape'] | None = None) -> np.ndarray:

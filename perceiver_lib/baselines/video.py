@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from perceiver_lib.data.base import Source
-from perceiver_lib.modalities.video import psnr
+from perceiver_lib.scores.signals import psnr
 
 
 class FramePSNR(NamedTuple):

@@ -34,7 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.data._photos import AnyArray, PhotoAtlas
+from perceiver_lib.data._photos import PhotoAtlas
+from perceiver_lib.tokens import AnyArray
 
 MAX_SHIFT = 8.0
 """Pixels. The real pair at 1/8 scale moves by 0.9 to 7.5 pixels; at full severity training covers that."""

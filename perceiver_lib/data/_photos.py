@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from perceiver_lib.data.base import package_files
-
-AnyArray = Array | np.ndarray
+from perceiver_lib.tokens import AnyArray
 
 # Whole photographs are held out: crops of one photograph share its texture, so a split by crop would leak.
 SPLITS: Mapping[str, tuple[str, ...]] = {

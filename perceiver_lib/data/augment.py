@@ -7,16 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num, UInt32
 
 
-def random_shift(
-  key: Key[Array, ''] | UInt32[Array, '2'], images: Num[Array, 'b y x c'], *, max_pixels: int
-) -> Num[Array, 'b y x c']:
-  """Moves every image by its own whole number of pixels, -max_pixels..max_pixels on both axes; what enters is 0."""
-  size = images.shape[1:]
-  padded = jnp.pad(images, ((0, 0), (max_pixels, max_pixels), (max_pixels, max_pixels), (0, 0)))
-  corners = jax.random.randint(key, (len(images), 2), 0, 2 * max_pixels + 1)
-  return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), size))(padded, corners)
-
-
 def random_affine(
   key: Key[Array, ''] | UInt32[Array, '2'],
   images: Num[Array, 'b y x c'],

@@ -6,9 +6,9 @@ twice; tied notes are one note.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-import hashlib
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float64, Int16, Shaped
 
 from perceiver_lib.data.base import DataSet, Provenance, package_files, package_version, sha256
 from perceiver_lib.data.loading import ArraySource
+from perceiver_lib.data.splits import filled_by_hash
 
 VOICES = ('soprano', 'alto', 'tenor', 'bass')
 REST = -1
@@ -213,15 +214,10 @@ def tunes(pieces: Iterable[Chorale]) -> dict[str, str]:
 
 
 def _split(pieces: Sequence[Chorale]) -> dict[str, list[str]]:
-  """Whole tunes in the order of their hash: test until it has its share of the pieces, then validation, then train."""
+  """Names of the pieces of each split; whole tunes are held out."""
   tune = tunes(pieces)
-  ordered = sorted(tune, key=lambda name: (hashlib.sha256(tune[name].encode()).digest(), name))
+  split_of = filled_by_hash(collections.Counter(tune.values()), test=TEST_SHARE, validation=VALIDATION_SHARE)
   parts: dict[str, list[str]] = {'train': [], 'validation': [], 'test': []}
-  part = 'test'
-  for name, previous in zip(ordered, [None, *ordered], strict=False):
-    if previous is None or tune[name] != tune[previous]:
-      share = sum(map(len, parts.values())) / len(ordered)
-      held_out = 'validation' if share < TEST_SHARE + VALIDATION_SHARE else 'train'
-      part = 'test' if share < TEST_SHARE else held_out
-    parts[part].append(name)
-  return {split: sorted(names) for split, names in parts.items()}
+  for name in sorted(tune):
+    parts[split_of[tune[name]]].append(name)
+  return parts

@@ -10,35 +10,27 @@ from __future__ import annotations
 
 import os
 
-from perceiver_lib.data import labelled_images
-from perceiver_lib.data.base import DataSet, Provenance, package_version
-from perceiver_lib.data.labelled_images import Labelled, Table
+from perceiver_lib.data.base import DataSet
+from perceiver_lib.data.labelled_images import ImageTable
 
-SPLITS = {'train': (0, 1157), 'validation': (1157, 1415), 'test': (1415, 1797)}  # 9, 2 and 3 forms
-CONTENT = '65e5b4619795efb40c1082f4c350c049e4ad552200d369b6ae99e21eef5e72c5'  # SHA-256 of images and labels
-TABLE = Table(
+_ROWS = {'train': range(1157), 'validation': range(1157, 1415), 'test': range(1415, 1797)}  # 9, 2 and 3 forms
+TABLE = ImageTable(
+  name='digits',
   package='scikit-learn',
   file='data/digits.csv.gz',
   size=8,
+  source='UCI optdigits, test part',
+  licence='CC BY 4.0 (UCI Machine Learning Repository, doi.org/10.24432/C50P49)',
   homepage='https://archive.ics.uci.edu/dataset/80',
+  checksum='65e5b4619795efb40c1082f4c350c049e4ad552200d369b6ae99e21eef5e72c5',
+  note='split at the borders of the 14 filled-in forms, so that handwriting is not shared between splits',
+  split=lambda labels: _ROWS,
 )
 
 
-def read_file() -> Labelled:
-  """Images (ink 0..16, in the order of the forms) and labels, straight from the file inside scikit-learn."""
-  return TABLE.read()
-
-
 def load(data_dir: str | os.PathLike | None = None) -> DataSet:
-  """1,157 / 258 / 382 images uint8 [8, 8, 1] of values 0..16 with labels 0..9 and an `id`, all in memory."""
-  provenance = Provenance(
-    name='digits',
-    kind='real',
-    source=f'UCI optdigits, test part, inside {package_version("scikit-learn")}',
-    licence='CC BY 4.0 (UCI Machine Learning Repository, doi.org/10.24432/C50P49)',
-    counts={},
-    checksum=CONTENT,
-    note='split at the borders of the 14 filled-in forms, so that handwriting is not shared between splits',
-  )
-  rows = {name: range(*borders) for name, borders in SPLITS.items()}
-  return labelled_images.load(TABLE, read_file, lambda labels: rows, provenance, data_dir)
+  """1,157 / 258 / 382 images uint8 [8, 8, 1] of values 0..16 with labels 0..9 and an `id`, all in memory.
+
+  The `id` is the row of the file, in the order of the forms.
+  """
+  return TABLE.load(data_dir)

@@ -1,13 +1,13 @@
 """Labelled images from anywhere, in one form: {'id': int, 'image': uint8 [y, x, c], 'label': int}.
 
-Bundled sets by name, any TFDS image set that has been prepared, a folder of images, arrays.
+Bundled sets by name, any TFDS image set that has been prepared, a folder of images.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from einops import reduce
 from jaxtyping import UInt8
 
 from perceiver_lib.data.base import DataSet, Provenance, package_version, sha256
-from perceiver_lib.data.labelled_images import image_checksum
-from perceiver_lib.data.loading import ArraySource
-from perceiver_lib.data.preparation import import_tfds
-from perceiver_lib.data.splits import carve, stratified_split
+from perceiver_lib.data.preparation import import_tfds, named_builder, open_splits, tfds_licence, user_path
+from perceiver_lib.data.splits import stratified_split
 
 BUNDLED = {'digits': 'perceiver_lib.data.digits', 'mnist5k': 'perceiver_lib.data.mnist5k'}
 FRACTIONS = {'train': 0.8, 'validation': 0.1, 'test': 0.1}
 MAX_CHECKSUM_BYTES = 2**30
+_CHOICES = (
+  f"{' or '.join(map(repr, BUNDLED))} (bundled), a TFDS image set such as 'mnist' or 'cifar10', or a folder "
+  "('./photos')"
+)
 
 
 def load_images(
@@ -52,71 +54,14 @@ def load_images(
     if image_size is not None:
       raise ValueError(f'{name_or_builder!r} has images of one size already; leave image_size out.')
     return importlib.import_module(BUNDLED[name_or_builder]).load(data_dir)
-  is_path = isinstance(name_or_builder, Path) or (isinstance(name_or_builder, str) and name_or_builder[:1] in './~')
-  if is_path:
-    folder = Path(name_or_builder).expanduser()
+  builder = name_or_builder
+  if (folder := user_path(name_or_builder)) is not None:
     if not (folder / 'dataset_info.json').exists():
       return from_folder(folder, image_size=image_size, seed=seed)
     builder = import_tfds().builder_from_directory(str(folder))
   elif isinstance(name_or_builder, str):
-    builder = _named_builder(name_or_builder, data_dir)
-  else:
-    builder = name_or_builder
+    builder = named_builder(name_or_builder, data_dir, kind='image', choices=_CHOICES)
   return _from_builder(builder, image_size, seed)
-
-
-def from_arrays(
-  images: np.ndarray,
-  labels: np.ndarray,
-  *,
-  name: str = 'arrays',
-  licence: str = "the user's own",
-  splits: Mapping[str, Sequence[int]] | None = None,
-  seed: int = 0,
-) -> DataSet:
-  """Images in memory as a data set.
-
-  Args:
-    images: uint8 [n, y, x] or [n, y, x, c].
-    labels: class numbers, integers [n].
-    splits: row numbers of 'train', 'validation' and 'test'. Default: stratified and random, 80 / 10 / 10 %, which is
-      wrong if examples belong together (one person, one film): then say which rows go where.
-
-  Raises:
-    ValueError: if shapes or types are others, or a row is in two splits.
-  """
-  images, labels = np.asarray(images), np.asarray(labels)
-  if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
-    raise ValueError(
-      'Expected uint8 images [n, height, width] or [n, height, width, channels] and n labels; got '
-      f'{images.dtype} {list(images.shape)} and labels {list(labels.shape)}.'
-    )
-  if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f'Labels must be integers (class numbers); got {labels.dtype}.')
-  if splits is None:
-    rows, note = stratified_split(labels, FRACTIONS, seed=seed), f'stratified random split, seed {seed}'
-  else:
-    rows, note = {split: np.asarray(splits[split]) for split in FRACTIONS}, "the user's own split"
-    if len(np.unique(np.concatenate(list(rows.values())))) != sum(map(len, rows.values())):
-      raise ValueError('A row is named twice in splits=; every example may be in one split only.')
-  columns = {
-    'id': np.arange(len(images)),
-    'image': images if images.ndim == 4 else images[..., None],
-    'label': labels.astype(np.int64),
-  }
-  parts = {split: ArraySource({key: column[index] for key, column in columns.items()}) for split, index in rows.items()}
-  return DataSet(
-    **parts,
-    provenance=Provenance(
-      name=name,
-      kind='real',
-      source="the user's arrays",
-      licence=licence,
-      counts={split: len(part) for split, part in parts.items()},
-      checksum=image_checksum(images, labels),
-      note=note,
-    ),
-  )
 
 
 def from_folder(
@@ -233,36 +178,11 @@ def _sized(image: np.ndarray, image_size: tuple[int, int] | None) -> UInt8[np.nd
   return image if image.ndim == 3 else image[..., None]
 
 
-def _named_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
-  tfds = import_tfds()
-  place = None if data_dir is None else str(Path(data_dir).expanduser())
-  try:
-    return tfds.builder(name, data_dir=place)
-  except tfds.core.DatasetNotFoundError:
-    raise FileNotFoundError(
-      f'There is no image set {name!r}: choose {" or ".join(map(repr, BUNDLED))} (bundled), a TFDS image set such as '
-      "'mnist' or 'cifar10', or a folder ('./photos')."
-    ) from None
-
-
 def _from_builder(builder: Any, image_size: tuple[int, int] | None, seed: int) -> DataSet:
   keys = _supervised_keys(builder)
-  opened = {split: _open_split(builder, split) for split in FRACTIONS}
-  if opened['train'] is None:
-    raise FileNotFoundError(
-      f'{builder.name!r} is not prepared in {builder.data_path}: on a machine with a network run `pip install '
-      f'tensorflow tensorflow-datasets && tfds build {builder.name} --file_format=array_record --data_dir=DIR`, '
-      'copy DIR here and pass it as data_dir.'
-    )
-  rows = {split: np.arange(len(source)) for split, source in opened.items() if source is not None}
-  carved = [split for split in ('test', 'validation') if split not in rows]
-  size = len(rows['train']) // 10
-  for number, split in enumerate(carved):
-    rest, part = carve(len(rows['train']), size, seed=seed + number)
-    rows[split], rows['train'] = rows['train'][part], rows['train'][rest]
-    opened[split] = opened['train']
-  class_names = _class_names(builder, opened['train'], keys[1])
-  parts = {split: _TfdsSource(opened[split], rows[split], keys, class_names, image_size) for split in FRACTIONS}
+  opened, carved = open_splits(builder, seed=seed)
+  class_names = _class_names(builder, opened['train'][0], keys[1])
+  parts = {split: _TfdsSource(source, rows, keys, class_names, image_size) for split, (source, rows) in opened.items()}
   folder = Path(str(builder.data_path))
   # tfds.testing.mock_data has neither files nor known splits: only a prepared set has.
   is_prepared = bool(builder.info.splits)
@@ -274,26 +194,12 @@ def _from_builder(builder: Any, image_size: tuple[int, int] | None, seed: int) -
       name=str(builder.info.full_name),
       kind='real' if is_prepared else 'mock',
       source=f'TFDS {builder.info.full_name}, read with {package_version("tensorflow-datasets")}',
-      licence=builder.info.redistribution_info.license or f'see {builder.info.homepage}',
+      licence=tfds_licence(builder),
       counts={split: len(part) for split, part in parts.items()},
       checksum=checksum,
       note='; '.join(filter(None, [carving, note])),
     ),
   )
-
-
-def _open_split(builder: Any, split: str) -> Any:
-  if builder.info.splits and split not in builder.info.splits:
-    return None
-  try:
-    return builder.as_data_source(split=split)
-  except KeyError:
-    return None
-  except NotImplementedError as error:
-    raise FileNotFoundError(
-      f'{builder.name!r} in {builder.data_path} is prepared in a format without random access: convert it with `tfds '
-      f'build {builder.name} --file_format=array_record --data_dir=DIR` and pass DIR as data_dir.'
-    ) from error
 
 
 def _supervised_keys(builder: Any) -> tuple[str, str]:

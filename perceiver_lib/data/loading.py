@@ -1,8 +1,8 @@
 """Batches of examples: repeatable, resumable at any step, and cheap beside a training step of a millisecond.
 
-Sets in memory (`ArraySource`) are indexed as arrays; every other source is read through grain, by threads, ahead of
-the step. Both give the same kind of stream: the batch of a step depends only on the seed and the number of the step,
-and shapes never change.
+Sets in memory (`ArraySource`) are indexed as arrays; every other source, such as a prepared TFDS set or a folder of
+images, is read through grain, by threads, ahead of the step. Both give the same kind of stream: the batch of a step
+depends only on the seed and the number of the step, and shapes never change.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from perceiver_lib.data.base import Source
 
 Batch = dict[str, Shaped[np.ndarray, 'b ...']]
 Transform = Callable[[Batch, np.random.Generator], Batch]
+
+FEW_EXAMPLES = 10_000
+"""So many are read at once without grain, whose import and threads would take longer than they save."""
+_THREADS = 8
 
 
 class ArraySource:
@@ -44,9 +48,12 @@ def stack(source: Source) -> Batch:
   """
   if isinstance(source, ArraySource):
     return source.arrays
-  read_many = getattr(source, '__getitems__', None)
-  rows = range(len(source))
-  return _stack_examples(read_many(list(rows)) if read_many else [source[row] for row in rows])
+  if len(source) <= FEW_EXAMPLES:
+    return _stack_examples([source[row] for row in range(len(source))])
+  import grain
+
+  read_ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=64 * _THREADS)
+  return _stack_examples(list(grain.MapDataset.source(source).to_iter_dataset(read_ahead)))
 
 
 def _stack_examples(examples: Sequence[Mapping[str, Any]]) -> Batch:
@@ -77,7 +84,7 @@ def training_batches(
   _check_sizes(source, batch_size)
   if isinstance(source, ArraySource):
     return _array_batches(source, batch_size, seed, start_step, transform)
-  return _grain_batches(_endless(source, (seed, 0)), batch_size, seed, start_step, transform)
+  return _grain_batches(source, batch_size, seed, start_step, transform)
 
 
 def batches_from(
@@ -87,52 +94,22 @@ def batches_from(
   return lambda step: training_batches(source, batch_size, seed=seed, start_step=step, transform=transform)
 
 
-def mixed_training_batches(
-  sources: Sequence[Source],
-  batch_size: int,
-  *,
-  weights: Sequence[float],
-  seed: int,
-  start_step: int = 0,
-  transform: Transform | None = None,
-) -> Iterator[Batch]:
-  """As `training_batches`, with examples from several sources in the proportion of `weights`.
-
-  The sources must give the same keys and shapes. Each is shuffled and repeated on its own.
-  """
-  import grain
-
-  if len(sources) != len(weights) or min(weights) <= 0:
-    raise ValueError(f'Mixing needs one positive weight a source; got {len(sources)} sources and weights {weights}.')
-  for source in sources:
-    _check_sizes(source, batch_size)
-  streams = [_endless(source, (seed, number)) for number, source in enumerate(sources)]
-  mixed = grain.MapDataset.mix(streams, [weight / sum(weights) for weight in weights])
-  return _grain_batches(mixed, batch_size, seed, start_step, transform)
-
-
-def evaluation_batches(
-  source: Source, batch_size: int, *, seed: int = 0, transform: Transform | None = None
-) -> Iterator[Batch]:
+def evaluation_batches(source: Source, batch_size: int) -> Iterator[Batch]:
   """One pass in order. The last batch is filled up by repeating its last example.
 
   Every batch has `example_valid` bool [b], False for fillings: shapes stay static, and a metric that weighs by it is
-  exact. `transform(batch, random)` sees the fillings; its generator depends on the seed and the batch only, so every
-  evaluation meets the same random draws.
+  exact.
   """
   _check_sizes(source, batch_size)
-  for number, start in enumerate(range(0, len(source), batch_size)):
+  for start in range(0, len(source), batch_size):
     rows = np.arange(start, start + batch_size)
-    batch = _read_rows(source, np.minimum(rows, len(source) - 1))
-    batch['example_valid'] = rows < len(source)
-    yield transform(batch, _generator(seed, number)) if transform else batch
+    yield _read_rows(source, np.minimum(rows, len(source) - 1)) | {'example_valid': rows < len(source)}
 
 
 def _read_rows(source: Source, rows: np.ndarray) -> Batch:
   if isinstance(source, ArraySource):
     return {key: value[rows] for key, value in source.arrays.items()}
-  read_many = getattr(source, '__getitems__', None)
-  return _stack_examples(read_many(rows.tolist()) if read_many else [source[int(row)] for row in rows])
+  return _stack_examples([source[int(row)] for row in rows])
 
 
 def _array_batches(
@@ -151,22 +128,18 @@ def _array_batches(
     step += 1
 
 
-def _endless(source: Source, seed: tuple[int, int]) -> Any:
-  import grain
-
-  [state] = np.random.SeedSequence(seed).generate_state(1)
-  return grain.MapDataset.source(source).seed(int(state)).shuffle().repeat()
-
-
 def _grain_batches(
-  stream: Any, batch_size: int, seed: int, start_step: int, transform: Transform | None
+  source: Source, batch_size: int, seed: int, start_step: int, transform: Transform | None
 ) -> Iterator[Batch]:
   import grain
 
+  [state] = np.random.SeedSequence((seed, 0)).generate_state(1)
+  stream = grain.MapDataset.source(source).seed(int(state)).shuffle().repeat()
   batches = stream.batch(batch_size, batch_fn=_stack_examples)
   if transform:
     batches = batches.map_with_index(lambda step, batch: transform(batch, _generator(seed, step)))
-  read_ahead = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)  # batches; grain's 500 may not fit in memory
+  # Batches; grain's own 500 may not fit in memory.
+  read_ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)
   return iter(batches.slice(slice(start_step, None)).to_iter_dataset(read_ahead))
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -76,15 +75,10 @@ class FlowPairs:
     key = jax.random.key(self.seed)
     return render_scenes(self.atlas, key, scenes, severity, size=self.size, augment=self.augment)
 
-  def __getitem__(self, index: int) -> Mapping[str, Any]:
-    return self.__getitems__([index])[0]
-
-  def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
-    indices = np.asarray(indices)
-    if (indices < 0).any() or (indices >= self.length).any():
-      raise IndexError(f'This set has pairs 0 to {self.length - 1}; got {indices.min()} to {indices.max()}.')
-    rendered = {name: np.asarray(value) for name, value in self._render(indices // 2).items()}
-    return [{name: value[row, index % 2] for name, value in rendered.items()} for row, index in enumerate(indices)]
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    if not 0 <= index < self.length:
+      raise IndexError(f'This set has pairs 0 to {self.length - 1}; got {index}.')
+    return {name: np.asarray(value[index % 2]) for name, value in self.batch(index - index % 2, 2).items()}
 
 
 def load_optical_flow(

@@ -1,4 +1,4 @@
-"""Prepares bundled TFDS sets once, on disk, and reads them back: no network, no TensorFlow, nothing half-written."""
+"""TFDS sets on disk: bundled ones are prepared once, those that the user prepared are opened; never a network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from perceiver_lib.data.loading import ArraySource, stack
+from perceiver_lib.data.splits import carve
 
 ABANDONED_AFTER_SECONDS = 3600
 
@@ -92,3 +95,73 @@ def read_prepared(folder: Path) -> dict[str, ArraySource]:
     order = np.argsort(arrays['id'])
     splits[name] = ArraySource({key: value[order] for key, value in arrays.items()})
   return splits
+
+
+def user_path(name: Any) -> Path | None:
+  """The path that a data set's name is, if it begins with '.', '/' or '~' or is a `Path`; None = a name."""
+  is_path = isinstance(name, Path) or (isinstance(name, str) and name.startswith(('.', '/', '~')))
+  return Path(name).expanduser() if is_path else None
+
+
+def named_builder(name: str, data_dir: str | os.PathLike | None, *, kind: str, choices: str) -> Any:
+  """The TFDS builder of a name.
+
+  Args:
+    data_dir: where prepared sets lie; by default where TFDS looks itself.
+    kind, choices: of the data, for the sentence if there is no such set.
+
+  Raises:
+    FileNotFoundError: if TFDS knows no set of this name.
+  """
+  tfds = import_tfds()
+  try:
+    return tfds.builder(name, data_dir=None if data_dir is None else str(Path(data_dir).expanduser()))
+  except tfds.core.DatasetNotFoundError:
+    raise FileNotFoundError(f'There is no {kind} set {name!r}: choose {choices}.') from None
+
+
+def open_splits(builder: Any, *, seed: int | None) -> tuple[dict[str, tuple[Any, Int[np.ndarray, '_']]], Sequence[str]]:
+  """{split: (TFDS source, which of its rows)} for train, validation and test, and which of them TFDS does not have.
+
+  A missing test or validation split is a tenth of train.
+
+  Args:
+    seed: of the rows that are carved out of train; None = from its end, where neighbouring examples belong together.
+
+  Raises:
+    FileNotFoundError: if the set is not prepared, or without random access, with the command that does it.
+  """
+  sources = {}
+  for split in ('train', 'validation', 'test'):
+    # tfds.testing.mock_data knows no splits, but gives them.
+    if split in builder.info.splits or not builder.info.splits:
+      try:
+        sources[split] = builder.as_data_source(split=split)
+      except NotImplementedError as error:
+        raise FileNotFoundError(
+          f'{builder.name!r} in {builder.data_path} is prepared in a format without random access: convert it with '
+          f'`tfds build {builder.name} --file_format=array_record --data_dir=DIR` and pass DIR as data_dir.'
+        ) from error
+      except (KeyError, AssertionError):  # absent, or nothing is prepared
+        continue
+  if 'train' not in sources:
+    raise FileNotFoundError(
+      f'{builder.name!r} is not prepared in {builder.data_path}: on a machine with a network run `pip install '
+      f'tensorflow tensorflow-datasets && tfds build {builder.name} --file_format=array_record --data_dir=DIR`, '
+      'copy DIR here and pass it as data_dir.'
+    )
+  rows = {split: np.arange(len(source)) for split, source in sources.items()}
+  size, carved = len(rows['train']) // 10, [split for split in ('test', 'validation') if split not in rows]
+  for number, split in enumerate(carved):
+    train = rows['train']
+    rest, part = (
+      np.split(np.arange(len(train)), [len(train) - size])
+      if seed is None
+      else carve(len(train), size, seed=seed + number)
+    )
+    sources[split], rows[split], rows['train'] = sources['train'], train[part], train[rest]
+  return {split: (sources[split], rows[split]) for split in ('train', 'validation', 'test')}, carved
+
+
+def tfds_licence(builder: Any) -> str:
+  return builder.info.redistribution_info.license or f'see {builder.info.homepage}'

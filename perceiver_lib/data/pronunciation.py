@@ -6,7 +6,6 @@ Letters and phonemes share one vocabulary, so that a pair fits a model of single
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,6 +14,7 @@ from jaxtyping import Int, Int32, Shaped
 
 from perceiver_lib.data.base import DataSet, Provenance, package_files, package_version, sha256
 from perceiver_lib.data.loading import ArraySource
+from perceiver_lib.data.splits import by_hash
 
 PAD, START, END = range(3)
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
@@ -63,7 +63,7 @@ def load() -> DataSet:
   dictionary = read()
   parts: dict[str, list[str]] = {'train': [], 'validation': [], 'test': []}
   for word in dictionary:
-    parts[_split_of(word)].append(word)
+    parts[by_hash(word[:GROUP_LETTERS], test=TEST_SHARE, validation=VALIDATION_SHARE)].append(word)
   sources = {
     split: _source((word, variant) for word in words for variant in dictionary[word][: _num_variants(split)])
     for split, words in parts.items()
@@ -102,16 +102,8 @@ def read() -> dict[str, tuple[Phonemes, ...]]:
   return {word: tuple(variants) for word, variants in dictionary.items()}
 
 
-def _split_of(word: str) -> str:
-  digest = hashlib.sha256(word[:GROUP_LETTERS].encode()).digest()
-  draw = int.from_bytes(digest[:4], 'big') / 2**32
-  if draw < TEST_SHARE:
-    return 'test'
-  return 'validation' if draw < TEST_SHARE + VALIDATION_SHARE else 'train'
-
-
-def _source(pairs: Iterable[tuple[str, Phonemes]]) -> WordSource:
-  words, variants = zip(*pairs, strict=True)
+def _source(examples: Iterable[tuple[str, Phonemes]]) -> WordSource:
+  words, variants = zip(*examples, strict=True)
   phonemes = np.full((len(words), MAX_PHONEMES + 1), PAD, np.int32)
   for row, variant in zip(phonemes, variants, strict=True):
     row[: len(variant)] = variant

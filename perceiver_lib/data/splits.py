@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -42,3 +43,37 @@ def carve(
   """Sorted row numbers of the rest and of a random part of `num_carved` rows."""
   order = np.random.RandomState(seed).permutation(num_examples)
   return np.sort(order[num_carved:]), np.sort(order[:num_carved])
+
+
+def by_hash(key: str, *, test: float, validation: float) -> str:
+  """The split of a key, drawn by its hash alone, so that it stays where it is whatever else a set holds.
+
+  Args:
+    key: what must not be parted, such as the name of a group.
+    test, validation: shares of the keys.
+  """
+  return _split_at(int.from_bytes(_hash(key)[:4], 'big') / 2**32, test, validation)
+
+
+def filled_by_hash(sizes: Mapping[str, int], *, test: float, validation: float) -> dict[str, str]:
+  """{key: split}: whole groups in the order of their hash, to the test until it has its share, then to validation.
+
+  Exact where groups are few or differ in size; unlike `by_hash`, one more group may move others.
+
+  Args:
+    sizes: of each group.
+    test, validation: shares of the sum of sizes.
+  """
+  total, before, splits = sum(sizes.values()), 0, {}
+  for key in sorted(sizes, key=_hash):
+    splits[key] = _split_at(before / total, test, validation)
+    before += sizes[key]
+  return splits
+
+
+def _hash(key: str) -> bytes:
+  return hashlib.sha256(key.encode()).digest()
+
+
+def _split_at(place: float, test: float, validation: float) -> str:
+  return 'test' if place < test else 'validation' if place < test + validation else 'train'

@@ -69,10 +69,8 @@ class Documents:
 
 
 class Windows:
-  """Windows of every document in order, for evaluation: a `Source` whose windows score each byte exactly once.
+  """Windows of every document in order, for evaluation; they score each byte exactly once.
 
-  Items: 'bytes' uint8 [length]; 'valid' bool [length], False beyond the end of a document shorter than a window;
-  'scored' bool [length], the bytes that no earlier window has; 'document' and 'start' int64, where the window lies.
   The last window of a document ends where the document ends, so no window is shorter than it must be.
   """
 
@@ -100,20 +98,18 @@ class Windows:
     return len(self._start)
 
   def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    """The windows of these numbers as one batch of arrays."""
+    """The windows of these numbers as one batch.
+
+    Returns:
+      'bytes' uint8 [b, length]; 'valid' bool [b, length], False beyond the end of a document shorter than a window;
+      'scored' bool [b, length], the bytes that no earlier window has; 'document' and 'start' int64 [b], where the
+      window lies.
+    """
     index = np.asarray(indices, np.int64)
     document, start, borders = self._document[index], self._start[index], self.documents.borders
     batch = self.documents.read(borders[document] + start, borders[document + 1], self.length)
     scored = batch['valid'] & (np.arange(self.length) >= self._num_seen[index, None])
     return batch | {'scored': scored, 'document': document, 'start': start}
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.__getitems__([range(len(self))[index]])[0]
-
-  def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """The fast path of `perceiver_lib.data.loading`."""
-    batch = self.rows(indices)
-    return [{key: value[row] for key, value in batch.items()} for row in range(len(indices))]
 
 
 class RandomCrops:

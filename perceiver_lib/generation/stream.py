@@ -20,9 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.caching import LatentWindow
-from perceiver_lib.tokens import Tokens
-
-AnyArray = Array | np.ndarray
+from perceiver_lib.tokens import AnyArray, Tokens
 
 
 @runtime_checkable

@@ -15,11 +15,12 @@ from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.data import pronunciation
 from perceiver_lib.experiments.measuring import measure, peak_bytes
 from perceiver_lib.experiments.workers import in_fresh_process
-from perceiver_lib.lessons import images, tour
+from perceiver_lib.lessons import images
 from perceiver_lib.lessons import unified_pronunciation as speech
 from perceiver_lib.lessons.sentences import sentence_tokens
+from perceiver_lib.lessons.tour import random_bytes
 from perceiver_lib.modalities.pixels import pixel_tokens
-from perceiver_lib.models.perceiver import Perceiver
+from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.models.unified import UnifiedPerceiver
@@ -92,8 +93,8 @@ def measure_long(num_bytes: int) -> dict[str, float]:
     process before the model was made, `map_megabytes` that come back, `whole_gigabytes` of all maps of this read, and
     `difference` of the logits over the largest.
   """
-  config = dataclasses.replace(tour.byte_perceiver(num_bytes), num_self_attends_per_block=1)
-  tokens, start = tour.byte_tokens(num_bytes), peak_bytes()
+  config = dataclasses.replace(PerceiverConfig.of_bytes(num_bytes), num_self_attends_per_block=1)
+  tokens, start = random_bytes(num_bytes), peak_bytes()
   model = filled(abstract(Perceiver, config), scale=0.02)
   captured = capture_attention(
     lambda model, tokens: model(tokens), names=['encoder.cross_attention.0'], heads=[3], queries=[7, 200]

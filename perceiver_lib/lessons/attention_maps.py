@@ -15,24 +15,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.attention.capture import AttentionMap, capture_attention
 from perceiver_lib.attention.rollout import attention_rollout
 from perceiver_lib.data import pronunciation
+from perceiver_lib.data.loading import ArraySource, evaluation_batches
 from perceiver_lib.data.optical_flow import FlowPairs
-from perceiver_lib.lessons import attention_probes, images, mirrored_copy, optical_flow, sentences
+from perceiver_lib.lessons import attention_probes, images, mirrored_copy, sentences
 from perceiver_lib.lessons import unified_pronunciation as speech
+from perceiver_lib.modalities.optical_flow import ReadFlow
 from perceiver_lib.modalities.pixels import pixel_adapter
 from perceiver_lib.models.perceiver import Perceiver
 from perceiver_lib.models.perceiver_ar import PerceiverAR
-from perceiver_lib.models.perceiver_io import PerceiverIO
+from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.scores.flow import end_point_error
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.fit import FitResult, fit
+from perceiver_lib.training.metrics import predict
 from perceiver_lib.training.optimizers import muon_and_adam
 
 Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowRecipe:
+  """A small model of flow; attributes as the sizes of notebook 03."""
+
+  train_steps: int
+  size: int = 32
+  num_latents: int = 32
+  num_latent_channels: int = 64
+  num_layers: int = 2
+  num_bands: int = 16
+  num_cross_heads: int = 4
+  num_queries: int = 64
+  held_out_pairs: int = 256
+  batch_size: int = 16
+  learning_rate: float = 2e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +72,7 @@ class AttentionRecipe:
   images: images.ImageRecipe
   image_steps: int
   text: sentences.SentenceRecipe
-  flow: optical_flow.FlowRecipe
+  flow: FlowRecipe
   copy: mirrored_copy.CopyRecipe
   words: speech.PronunciationRecipe
   num_reads: int = 3
@@ -66,7 +88,10 @@ RECIPES = {
     text=sentences.SentenceRecipe(
       train_steps=3, length=24, num_latents=4, num_latent_channels=16, num_heads=2, num_channels=16, batch_size=4
     ),
-    flow=dataclasses.replace(optical_flow.RECIPES['smoke'], train_steps=3),
+    flow=FlowRecipe(
+      train_steps=3, size=16, num_latents=4, num_latent_channels=16, num_layers=1, num_bands=4, num_cross_heads=2,
+      held_out_pairs=8, batch_size=4,
+    ),
     copy=mirrored_copy.CopyRecipe(
       ladder=(mirrored_copy.Rung(length=16, num_latents=4, batch_size=4, num_steps=4),),
       windowed_rung=0, window=4, width=16,
@@ -78,7 +103,7 @@ RECIPES = {
     images=dataclasses.replace(images.RECIPES['demo'], num_latents=16, batch_size=16),
     image_steps=500,
     text=sentences.SentenceRecipe(train_steps=800, num_latents=32),
-    flow=dataclasses.replace(optical_flow.RECIPES['demo'], train_steps=700, num_latents=32, num_layers=2),
+    flow=FlowRecipe(train_steps=700),
     copy=mirrored_copy.CopyRecipe(
       ladder=(mirrored_copy.Rung(length=64, num_latents=16, batch_size=32, num_steps=450),),
       windowed_rung=0, window=16,
@@ -94,7 +119,10 @@ RECIPES = {
       train_steps=50_000, length=256, num_latents=64, num_latent_channels=256, num_layers=6, num_channels=256,
       batch_size=128, learning_rate=1e-3,
     ),
-    flow=dataclasses.replace(optical_flow.RECIPES['full'], train_steps=30_000),
+    flow=FlowRecipe(
+      train_steps=30_000, num_latents=256, num_latent_channels=256, num_layers=12, num_queries=1_024,
+      held_out_pairs=512, batch_size=64, learning_rate=1e-3,
+    ),
     copy=mirrored_copy.CopyRecipe(
       ladder=(mirrored_copy.Rung(length=128, num_latents=32, batch_size=64, num_steps=5_000),),
       windowed_rung=0, window=16,
@@ -183,26 +211,51 @@ def two_motions(pairs: FlowPairs, batch_size: int, start_step: int = 0) -> Itera
     yield side_by_side(batch['frames'], batch['flow'], size=pairs.size)
 
 
+def flow_model(recipe: FlowRecipe, *, seed: int) -> PerceiverIO:
+  """Notebook 03's model, untrained."""
+  config = PerceiverIOConfig.optical_flow(
+    image_shape=(recipe.size, recipe.size),
+    num_latents=recipe.num_latents,
+    num_latent_channels=recipe.num_latent_channels,
+    num_self_attends=recipe.num_layers,
+    num_heads=4,
+    num_cross_heads=recipe.num_cross_heads,
+    qk_channels=recipe.num_latent_channels,
+    num_bands=recipe.num_bands,
+  )
+  return PerceiverIO(config, rngs=nnx.Rngs(seed))
+
+
 def train_two_motions(
   model: PerceiverIO,
-  read: optical_flow.ReadFlow,
+  read: ReadFlow,
   pairs: FlowPairs,
   validation: Arrays,
   *,
-  recipe: optical_flow.FlowRecipe,
+  recipe: FlowRecipe,
   seed: int,
   **fit_settings: Any,
 ) -> FitResult:
   """Notebook 03's model and loss on `two_motions`."""
   num_steps = recipe.train_steps
+
+  def loss(model: nnx.Module, batch: Arrays, rngs: nnx.Rngs) -> tuple[Array, dict[str, Array]]:
+    truth = rearrange(batch['flow'], 'b h w e -> b (h w) e')
+    rows = jax.random.permutation(rngs.dropout(), truth.shape[1])[: recipe.num_queries]
+    return end_point_error(read.at(model, batch['frames'], rows), truth[:, rows]).mean(), {}
+
+  def validation_error(trained: nnx.Module) -> dict[str, float]:
+    flow = predict(trained, read, evaluation_batches(ArraySource(validation), min(64, len(validation['frames']))))
+    return {'validation_epe': float(end_point_error(flow, validation['flow']).mean())}
+
   return fit(
     model,
-    optical_flow.flow_loss(read, min(recipe.num_queries, recipe.size**2)),
+    loss,
     lambda step: two_motions(pairs, recipe.batch_size, step),
     optimizer=muon_and_adam(num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=0.02),
     num_steps=num_steps,
     seed=seed,
-    evaluate=lambda trained: {'validation_epe': optical_flow.mean_error(read, trained, validation)},
+    evaluate=validation_error,
     ema_decay=0.99,
     **fit_settings,
   )

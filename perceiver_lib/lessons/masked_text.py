@@ -26,14 +26,13 @@ from perceiver_lib.modalities.text_context import holes, neighbourhoods, tokens_
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.models.transformer import Transformer
 from perceiver_lib.queries import InputQueries, LearnedQueries
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 from perceiver_lib.training.fit import FitResult, fit
 from perceiver_lib.training.losses import cross_entropy
 from perceiver_lib.training.metrics import bits_per_byte, correct, evaluate_dataset
 from perceiver_lib.training.optimizers import adamw_warmup_cosine
 
 Batch = Mapping[str, Any]
-AnyArray = Array | np.ndarray
 
 
 def hidden_words(

@@ -17,8 +17,9 @@ from perceiver_lib.experiments.tables import Table
 from perceiver_lib.experiments.wording import describe_spread
 from perceiver_lib.experiments.workers import Worker, answers_in_turn
 from perceiver_lib.flops import count_flops
-from perceiver_lib.lessons import tour, unified_bytes
-from perceiver_lib.models.perceiver import Perceiver
+from perceiver_lib.lessons import unified_bytes
+from perceiver_lib.lessons.tour import random_bytes
+from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import UnifiedPerceiver
@@ -144,11 +145,11 @@ def problem(kind: str, num_bytes: int, *, num_layers: int = NUM_LAYERS, num_late
   ids = jnp.asarray(np.random.default_rng(0).integers(0, NUM_IDS, (1, num_bytes)), jnp.int32)
   if kind in ('streamed', 'dense'):
     config = dataclasses.replace(
-      tour.byte_perceiver(num_bytes), num_latents=num_latents, num_self_attends_per_block=num_layers
+      PerceiverConfig.of_bytes(num_bytes), num_latents=num_latents, num_self_attends_per_block=num_layers
     )
     chunk_size = num_bytes if kind == 'dense' else None
     loss = lambda model, tokens: cross_entropy(model(tokens, chunk_size=chunk_size), jnp.zeros((1,), jnp.int32))  # noqa: E731
-    return Problem(abstract(Perceiver, config), tour.byte_tokens(num_bytes), loss)
+    return Problem(abstract(Perceiver, config), random_bytes(num_bytes), loss)
   if kind == 'ar':
     config = PerceiverARConfig.of_bytes(
       num_channels=WIDTH,

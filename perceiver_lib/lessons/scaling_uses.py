@@ -18,8 +18,9 @@ from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.measuring import compiled, in_turn, temporary_megabytes
 from perceiver_lib.generation.stream import GREEDY, generate
-from perceiver_lib.lessons import tour
 from perceiver_lib.lessons.scaling import NUM_IDS
+from perceiver_lib.lessons.tour import random_bytes
+from perceiver_lib.models.perceiver import PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.parameters import abstract, filled
@@ -34,7 +35,7 @@ NEW_TOKENS = 64
 
 def asked_model(num_bytes: int) -> PerceiverIO:
   """The byte Perceiver of the first section as a Perceiver IO: three numbers for every position that is asked for."""
-  reader = tour.byte_perceiver(num_bytes)
+  reader = PerceiverConfig.of_bytes(num_bytes)
   position = FourierFeatures(num_bands=64, max_resolution=(num_bytes,))
   config = PerceiverIOConfig(
     input_adapter=reader.input_adapter,
@@ -59,7 +60,7 @@ def seconds_of_questions(num_bytes: int, numbers: Sequence[int], rounds: int) ->
 
   The calls are made in turn.
   """
-  model, tokens, queries = asked_model(num_bytes), tour.byte_tokens(num_bytes), queries_at(QUERIES_PER_QUESTION)
+  model, tokens, queries = asked_model(num_bytes), random_bytes(num_bytes), queries_at(QUERIES_PER_QUESTION)
   encode = jax.jit(lambda model, tokens: model.encode(tokens))
   decode = jax.jit(lambda model, latents, queries: model.decode(latents, queries))
   whole = jax.jit(lambda model, tokens, queries: model(tokens, queries))

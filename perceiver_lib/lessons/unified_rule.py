@@ -19,11 +19,11 @@ from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.measuring import compiled, measure, temporary_megabytes
 from perceiver_lib.experiments.workers import in_fresh_process
-from perceiver_lib.lessons.tour_probes import Probe
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
+from perceiver_lib.scores.causality import Probe
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
 from perceiver_lib.training.host import enable_compilation_cache
 

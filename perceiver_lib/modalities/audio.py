@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
 from perceiver_lib.positions import grid
-from perceiver_lib.tokens import Tokens
-
-AnyArray = Array | np.ndarray
+from perceiver_lib.tokens import AnyArray, Tokens
 
 PATCH_SAMPLES = 16
 """Samples a token in multimodal autoencoding (Perceiver IO, section 4.3)."""
@@ -27,11 +23,6 @@ def audio_patches(samples: Num[AnyArray, 'b l'], *, patch_size: int = PATCH_SAMP
   if samples.ndim != 2 or samples.shape[1] % patch_size or not samples.shape[1]:
     raise ValueError(f'Sounds must be [batch, samples], a multiple of {patch_size} samples; got shape {samples.shape}.')
   return rearrange(samples, 'b (m k) -> b m k', k=patch_size)
-
-
-def audio_from_patches(patches: Num[AnyArray, 'b m k']) -> Num[AnyArray, 'b l']:
-  """The inverse of `audio_patches`."""
-  return rearrange(patches, 'b m k -> b (m k)')
 
 
 def audio_positions(num_patches: int, *, end_points: bool = True) -> Float[np.ndarray, 'm 1']:
@@ -75,16 +66,3 @@ def audio_tokens(
     steps = audio_times(m, samples_per_second=rates[0], steps_per_second=rates[1], patch_size=patch_size)
     time = jnp.broadcast_to(steps, values.shape[:2])
   return Tokens(values=values, position=jnp.asarray(audio_positions(m, end_points=end_points))[None], time=time)
-
-
-def signal_to_noise(mean_squared_error: float, mean_power: float) -> float:
-  """Signal-to-noise ratio in decibels, both pooled over all samples, so that silent passages divide by nothing.
-
-  Predicting silence has 0.
-
-  Raises:
-    ValueError: if there is no signal at all.
-  """
-  if mean_power <= 0:
-    raise ValueError('A signal-to-noise ratio needs a signal; all samples are zero.')
-  return math.inf if mean_squared_error == 0 else 10 * math.log10(mean_power / mean_squared_error)

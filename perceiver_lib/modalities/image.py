@@ -1,4 +1,4 @@
-"""Photographs as the ImageNet models of Perceiver IO take them: cropped, normalised, or through a convolution first."""
+"""Photographs as the largest ImageNet model of Perceiver IO takes them: through a convolution first."""
 
 from __future__ import annotations
 
@@ -7,44 +7,13 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Num
 
 from perceiver_lib.positions import grid
 from perceiver_lib.tokens import Tokens
 
-AnyArray = Array | np.ndarray
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of RGB in [0, 1] (deepmind-research `perceiver/train/dataset.py`)."""
-
 BATCH_NORM_EPSILON = 1e-5
-
-
-def centre_crop(image: Num[AnyArray, 'y x c'], size: int = 224) -> Float[Array, 'y2 x2 c']:
-  """The central square, 224/256 of the shorter side, resized by cubic interpolation to `size` x `size`.
-
-  Raises:
-    ValueError: if the image has no channels axis, or a side too short to crop.
-  """
-  if image.ndim != 3 or min(image.shape[:2]) < 2:
-    raise ValueError(f'An image must be [height, width, channels] of at least 2 x 2 pixels; got {image.shape}.')
-  side = int(min(image.shape[:2]) * size / (size + 32))
-  top, left = ((length - side) // 2 for length in image.shape[:2])
-  square = jnp.asarray(image[top : top + side, left : left + side]).astype(jnp.float32)
-  return jnp.clip(jax.image.resize(square, (size, size, image.shape[2]), 'cubic', antialias=False), 0, 255)
-
-
-def normalised(images: Num[AnyArray, '*b c']) -> Float[Array, '*b c']:
-  """RGB in 0..255 -> zero mean and unit deviation over ImageNet."""
-  if images.shape[-1] != 3:
-    raise ValueError(f'ImageNet normalisation needs RGB images, [..., 3]; got shape {images.shape}.')
-  mean, std = (jnp.asarray(values, jnp.float32) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
-  shape = (1,) * (images.ndim - 1) + (3,)
-  return (jnp.asarray(images).astype(jnp.float32) - mean.reshape(shape)) / std.reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import wave
 
 import numpy as np
 from jaxtyping import Float32
@@ -78,9 +77,6 @@ def render(
 
 def write_wav(path: str | os.PathLike, sound: Float32[np.ndarray, 'samples'], *, sample_rate: int = 16_000) -> None:
   """A mono WAV file of 16 bits a sample; what exceeds [-1, 1] is clipped."""
-  samples = np.round(np.clip(sound, -1, 1) * 32767).astype('<i2')
-  with wave.open(os.fspath(path), 'wb') as file:
-    file.setnchannels(1)
-    file.setsampwidth(2)
-    file.setframerate(sample_rate)
-    file.writeframes(samples.tobytes())
+  from scipy.io import wavfile
+
+  wavfile.write(os.fspath(path), sample_rate, np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16))

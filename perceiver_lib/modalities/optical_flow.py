@@ -5,7 +5,8 @@ Flow is (right, down) in pixels from the first frame to the second: `frame1(x) =
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,12 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int, Num
 
-AnyArray = Array | np.ndarray
+from perceiver_lib.positions import grid
+from perceiver_lib.queries import position_queries
+from perceiver_lib.tokens import AnyArray, Tokens
+
+Model = Callable[[Tokens, Tokens], Float[Array, 'b o 2']]
+"""A Perceiver IO: (inputs, queries) -> outputs."""
 
 PAPER_TILE = (368, 496)
 """Height and width of the images that the published model was trained on."""
@@ -21,6 +27,8 @@ RESCALE_FACTOR = 100.0
 """The decoder's output is divided by it (`rescale_factor`, DeepMind's flow colab) ..."""
 FLOW_SCALE_FACTOR = 20.0
 """... and a unit of the result is this many pixels (`FLOW_SCALE_FACTOR`, same place)."""
+OUTPUT_GAIN = 20.0
+"""`ReadFlow` takes an output for this many published ones: a head that starts at zero reaches 8 pixels in few steps."""
 _SIDE = 3
 
 
@@ -64,6 +72,68 @@ def flow_from_outputs(outputs: Float[AnyArray, 'b o 2'], height: int, width: int
       f'Expected outputs [batch, {height * width}, 2] for {height} x {width} pixels; got {outputs.shape}.'
     )
   return rearrange(outputs, 'b (h w) e -> b h w e', h=height) * (FLOW_SCALE_FACTOR / RESCALE_FACTOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadFlow:
+  """Runs a Perceiver IO on pairs of small frames: the published inputs and queries, or one of two ablations.
+
+  It departs from the published model where training takes minutes: pairs are `standardised`, latents read every second
+  row and column, and an output is `OUTPUT_GAIN` times as many pixels.
+
+  Attributes:
+    concatenate_frames: True = a token per pixel holds both frames; False = a token per pixel and frame.
+    ask_by_position: True = the decoder is asked by position alone; False = by the input features of the pixel.
+    stride: latents read every `stride`-th row and column. At 2 the 3 x 3 neighbourhoods still hold every pixel, for a
+      quarter of the read; any pixel can be asked for.
+  """
+
+  concatenate_frames: bool = True
+  ask_by_position: bool = False
+  stride: int = 2
+
+  def inputs(self, frames: Num[AnyArray, 'b 2 h w 3']) -> Tokens:
+    """Neighbourhoods with their place in [-1, 1], and their frame as a first coordinate where frames are separate."""
+    height, width = frames.shape[2:4]
+    shape = (height, width) if self.concatenate_frames else (2, height, width)
+    values = flow_inputs(standardised(frames), concatenate_frames=self.concatenate_frames)
+    return Tokens(values=values, position=jnp.asarray(grid(shape))[None])
+
+  def seen(self, inputs: Tokens, height: int, width: int) -> Tokens:
+    """The tokens that the latents read."""
+    rows = np.arange(inputs.num_tokens).reshape(-1, height, width)
+    rows = rows[:, self.stride - 1 :: self.stride, self.stride - 1 :: self.stride].reshape(-1)
+    return Tokens(values=inputs.values[:, rows], position=inputs.position[:, rows])
+
+  def queries(self, inputs: Tokens, num_pixels: int, rows: Int[AnyArray, 'o'] | None = None) -> Tokens:
+    """What to ask for all pixels of frame 1, or for some `rows` of them."""
+    rows = jnp.arange(num_pixels) if rows is None else rows
+    if self.ask_by_position:
+      return position_queries(inputs.position[:, rows], batch_size=inputs.batch_size)
+    return Tokens(values=inputs.values[:, rows], position=inputs.position[:, rows])
+
+  def outputs(
+    self, model: Model, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o'] | None = None
+  ) -> Float[Array, 'b o 2']:
+    """Raw outputs, in units of `OUTPUT_GAIN` times the published ones."""
+    inputs, (height, width) = self.inputs(frames), frames.shape[2:4]
+    return model(self.seen(inputs, height, width), self.queries(inputs, height * width, rows))
+
+  def at(self, model: Model, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o']) -> Float[Array, 'b o 2']:
+    """Flow in pixels of some pixels of frame 1, counted row by row."""
+    return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames, rows), 1, len(rows))[:, 0]
+
+  def __call__(self, model: Model, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
+    """Flow in pixels of every pixel of frame 1, for `batch['frames']`: what `training.metrics.predict` calls."""
+    frames = batch['frames']
+    return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames), *frames.shape[2:4])
+
+
+def standardised(frames: Num[AnyArray, 'b 2 h w 3']) -> Float[Array, 'b 2 h w 3']:
+  """Frames in 0..255 without the mean and contrast of their pair: grey 127.5, and as much for a standard deviation."""
+  frames = jnp.asarray(frames).astype(jnp.float32)
+  mean, spread = (statistic(frames, axis=(1, 2, 3, 4), keepdims=True) for statistic in (jnp.mean, jnp.std))
+  return (frames - mean) / (spread + 4) * 127.5 + 127.5
 
 
 def warp(image: Float[AnyArray, 'h w c'], flow: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w c']:

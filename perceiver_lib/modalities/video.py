@@ -7,12 +7,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
 from perceiver_lib.positions import grid
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 
-AnyArray = Array | np.ndarray
 Patch = tuple[int, int, int]
 
 
@@ -84,14 +83,6 @@ def video_tokens(
   return Tokens(
     values=values, position=jnp.asarray(video_positions(shape, patch, end_points=end_points))[None], time=time
   )
-
-
-def psnr(mean_squared_error: float) -> float:
-  """Peak signal-to-noise ratio in decibels of an error pooled over all pixels: 10 log10(255^2 / error).
-
-  The mean of the ratios of single frames is another, larger number. A perfect copy has infinity.
-  """
-  return math.inf if mean_squared_error == 0 else 10 * math.log10(255.0**2 / mean_squared_error)
 
 
 def _cells(shape: tuple[int, ...], patch: Patch) -> tuple[int, int, int]:

@@ -86,6 +86,25 @@ class PerceiverConfig:
     )
 
   @classmethod
+  def of_bytes(cls, num_bytes: int, num_outputs: int = 10) -> PerceiverConfig:
+    """Inputs of any length, one byte a token (`modalities.byte_array`): 256 latents of 256 channels, 6 self-attends.
+
+    A million bytes fit a laptop; what they cost is measured in notebooks 00 and 10.
+    """
+    position = FourierFeatures(num_bands=64, max_resolution=(num_bytes,))
+    return cls(
+      input_adapter=FeatureAdapterConfig(
+        num_values=1, scale=2 / 255, shift=-1, num_projected_channels=127, position=position
+      ),
+      num_latents=256,
+      num_latent_channels=256,
+      num_outputs=num_outputs,
+      num_self_attends_per_block=6,
+      cross_attend=LayerConfig(num_heads=8),
+      self_attend=LayerConfig(num_heads=8),
+    )
+
+  @classmethod
   def paper_imagenet(
     cls, *, num_cross_attends: Literal[1, 8] = 8, sharing: Literal['shared', 'unshared'] = 'shared'
   ) -> PerceiverConfig:

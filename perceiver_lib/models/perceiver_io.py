@@ -166,19 +166,25 @@ class PerceiverIOConfig:
   def optical_flow(
     cls,
     *,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
     num_latents: int,
     num_latent_channels: int,
     num_self_attends: int,
     num_heads: int,
+    num_cross_heads: int = 1,
+    qk_channels: int | None = None,
     num_bands: int = 64,
     num_values: int = 54,
   ) -> PerceiverIOConfig:
     """Two frames in, one vector a pixel out: input features are the queries, and the output starts at zero flow.
 
     Args:
-      image_shape: height and width whose Nyquist frequency is the top band.
-      num_values: numbers a token; 54 = 3 x 3 neighbourhoods of two RGB frames (`modalities.optical_flow.flow_inputs`).
+      image_shape: height and width whose Nyquist frequency is the top band; (2, height, width) for frames apart.
+      num_heads: of the self-attends.
+      num_cross_heads: of the encoder's read.
+      qk_channels: of both cross-attends; None = the width of what they read, as published.
+      num_values: numbers per token; 54 = 3 x 3 neighbourhoods of two RGB frames, 27 = of one
+        (`modalities.optical_flow.flow_inputs`).
     """
     return cls(
       input_adapter=FeatureAdapterConfig(
@@ -189,12 +195,13 @@ class PerceiverIOConfig:
       num_latents=num_latents,
       num_latent_channels=num_latent_channels,
       num_self_attends_per_block=num_self_attends,
+      cross_attend=LayerConfig(num_heads=num_cross_heads, qk_channels=qk_channels),
       self_attend=LayerConfig(num_heads=num_heads),
       decoder=DecoderConfig(
         queries=InputQueries(),
         num_outputs=2,
         output='zeros',
-        cross_attend=LayerConfig(num_heads=1, query_residual=False),
+        cross_attend=LayerConfig(num_heads=1, qk_channels=qk_channels, query_residual=False),
       ),
     )
 

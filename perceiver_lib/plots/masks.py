@@ -201,3 +201,40 @@ def four_model_masks() -> Figure:
     'in blocks of timesteps in all three attentions.'
   )
   return theme.describe(figure, alt)
+
+
+def rule_and_gradients(moved: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+  """For each model the mask of the rule above, and below how much each output moves with each input.
+
+  Args:
+    moved: name -> (allowed bool [o, m], norm of the Jacobian [o, m]); exact zeros are white and crossed.
+  """
+  from matplotlib.colors import ListedColormap
+
+  with theme.use_theme():
+    figure = theme.new_figure(3.3, title='What the rule allows (top), and what really moves each output (bottom)')
+    widths = [1] * len(moved)
+    grid = figure.subplots(2, len(moved), width_ratios=widths, squeeze=False)
+    for (above, below), (name, (allowed, jacobian)) in zip(grid.T, moved.items(), strict=True):
+      above.imshow(allowed, cmap=ListedColormap([theme.PALE, theme.BLUE]), vmin=0, vmax=1)
+      relative = np.log10(np.where(jacobian > 0, jacobian / jacobian.max(), np.nan))
+      drawn = below.imshow(relative, cmap=theme.SEQUENTIAL, vmin=-3, vmax=0)
+      rows, columns = np.nonzero(jacobian == 0)
+      below.scatter(columns, rows, marker='x', s=14, color=theme.GREY, linewidths=0.8)
+      above.set_title(textwrap.fill(name, 14), y=1.0)
+      below.set_xlabel('input')
+      for axes in (above, below):
+        axes.set_anchor('N')
+        axes.set_ylim(4.5, -0.5)
+        axes.spines[:].set_visible(False)
+        axes.set_xticks(range(0, allowed.shape[1], 2))
+        axes.set_yticks(range(allowed.shape[0]))
+    grid[0, 0].set_ylabel('the rule\noutput')
+    grid[1, 0].set_ylabel('the gradient\noutput')
+    figure.colorbar(drawn, ax=list(grid[1]), label='log10 of |gradient|\nover largest', aspect=12)
+  wrong = sum(int(np.sum((jacobian != 0) != allowed)) for allowed, jacobian in moved.values())
+  return theme.describe(
+    figure,
+    f'Masks above and Jacobians below for {", ".join(moved)}: {wrong} pairs differ. Crosses mark gradients of exactly '
+    'zero.',
+  )

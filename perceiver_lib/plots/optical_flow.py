@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Num, UInt8
 
 from perceiver_lib.modalities.optical_flow import warp
+from perceiver_lib.plots import theme
 from perceiver_lib.scores.flow import end_point_error
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
+  from matplotlib.image import AxesImage
 
 # Hues from red over yellow, green, cyan, blue and magenta back to red; the steps between two of them are fewer where
 # the eye tells colours apart less well (Baker et al., IJCV 2011).
@@ -46,8 +48,12 @@ def flow_colours(
   return np.rint(255 * colour * shown[..., None]).astype(np.uint8)
 
 
-def draw_colour_wheel(axes: Axes, largest: float) -> None:
-  """The legend of `flow_colours`: the colour at each place is the motion from the centre to there."""
+def draw_colour_wheel(axes: Axes, rim: str) -> None:
+  """The legend of `flow_colours`: the colour at each place is the motion from the centre to there.
+
+  Args:
+    rim: what the full colours of the rim stand for, such as '3.8 px'.
+  """
   right, down = np.meshgrid(*2 * [np.linspace(-1, 1, 201)])
   inside = right**2 + down**2 <= 1
   wheel = flow_colours(np.stack([right, down], -1), largest=1.0, valid=inside)
@@ -58,7 +64,7 @@ def draw_colour_wheel(axes: Axes, largest: float) -> None:
     )
     axes.text(1.2 * x, 1.2 * y, name, ha='center', va='center', fontsize=8, rotation=-90 * x)
   axes.set(xlim=(-1.4, 1.4), ylim=(1.4, -1.4))
-  axes.set_title(f'rim = {largest:.1f} px', fontsize=9)
+  axes.set_title(f'rim = {rim}', fontsize=9)
   axes.set_axis_off()
 
 
@@ -103,8 +109,6 @@ def plot_flow(
     predictions: flows by the name to print above them.
     valid: pixels with truth; None = all.
   """
-  import matplotlib.pyplot as plt
-
   frames, truth = np.asarray(frames, np.float32), np.asarray(truth, np.float32)
   valid = np.ones(truth.shape[:2], bool) if valid is None else np.asarray(valid)
   truth = np.where(valid[..., None], truth, 0)
@@ -112,36 +116,102 @@ def plot_flow(
   largest = max(float(np.linalg.norm(truth, axis=-1).max()), 1e-6)
   columns = {'truth': truth, **predictions}
   height, width = truth.shape[:2]
-  figure, axes = plt.subplots(
-    *(5, 1 + len(columns)),
-    figsize=(2.1 * (1 + len(columns)), 5 * (0.25 + 2.0 * min(height / width, 1.2))),
-    layout='constrained',
-  )
-  draw_colour_wheel(axes[0, 0], largest)
-  for place, image, title in (
-    (axes[1, 0], _bytes(frames[0]), 'frame 1'),
-    (axes[2, 0], _bytes(frames[1]), 'frame 2'),
-    (axes[3, 0], _difference(frames[0], frames[1]), '|frame 1 - frame 2|'),
-  ):
-    place.imshow(image, **_GREY_LEVELS)
-    place.set_title(title, fontsize=9)
-  for index, (name, flow) in enumerate(columns.items(), start=1):
-    warped = np.asarray(warp(frames[1], flow))
-    # Beside the errors, the truth column shows what an answer of no motion would get.
-    compared, label = (np.zeros_like(truth), 'error of no motion') if index == 1 else (flow, 'end-point error')
-    error = np.where(valid, np.asarray(end_point_error(compared, truth)), np.nan)
-    axes[0, index].imshow(flow_colours(flow, largest=largest, valid=valid if index == 1 else None))
-    draw_arrows(axes[1, index], frames[0], flow)
-    axes[2, index].imshow(_bytes(warped))
-    axes[3, index].imshow(_difference(frames[0], warped), **_GREY_LEVELS)
-    shown = axes[4, index].imshow(error, cmap='viridis', vmin=0, vmax=largest)
-    titles = (name, 'arrows on frame 1', 'frame 2 warped', '|frame 1 - warped|', f'{label}: {np.nanmean(error):.2f} px')
-    for place, title in zip(axes[:, index], titles, strict=True):
+  with theme.use_theme():
+    figure = theme.new_figure(5 * (0.25 + 2.0 * min(height / width, 1.2)), width=2.1 * (1 + len(columns)))
+    axes = figure.subplots(5, 1 + len(columns))
+    draw_colour_wheel(axes[0, 0], f'{largest:.1f} px')
+    for place, image, title in (
+      (axes[1, 0], _bytes(frames[0]), 'frame 1'),
+      (axes[2, 0], _bytes(frames[1]), 'frame 2'),
+      (axes[3, 0], _difference(frames[0], frames[1]), '|frame 1 - frame 2|'),
+    ):
+      place.imshow(image, **_GREY_LEVELS)
       place.set_title(title, fontsize=9)
-  figure.colorbar(shown, ax=axes[4, 0], location='left', label='pixels', fraction=0.3)
-  for place in axes.flat:
-    place.set_axis_off()
-  return figure
+    means = {}
+    for index, (name, flow) in enumerate(columns.items(), start=1):
+      warped = np.asarray(warp(frames[1], flow))
+      # Beside the errors, the truth column shows what an answer of no motion would get.
+      compared, label = (np.zeros_like(truth), 'error of no motion') if index == 1 else (flow, 'end-point error')
+      error = np.where(valid, np.asarray(end_point_error(compared, truth)), np.nan)
+      means['no motion' if index == 1 else name] = np.nanmean(error)
+      axes[0, index].imshow(flow_colours(flow, largest=largest, valid=valid if index == 1 else None))
+      draw_arrows(axes[1, index], frames[0], flow)
+      axes[2, index].imshow(_bytes(warped))
+      axes[3, index].imshow(_difference(frames[0], warped), **_GREY_LEVELS)
+      shown = axes[4, index].imshow(error, cmap=theme.SEQUENTIAL, vmin=0, vmax=largest)
+      below = (
+        name,
+        'arrows on frame 1',
+        'frame 2 warped',
+        '|frame 1 - warped|',
+        f'{label}: {np.nanmean(error):.2f} px',
+      )
+      for place, title in zip(axes[:, index], below, strict=True):
+        place.set_title(title, fontsize=9)
+    figure.colorbar(shown, ax=axes[4, 0], location='left', label='pixels', fraction=0.3)
+    for place in axes.flat:
+      place.set_axis_off()
+  errors = ', '.join(f'{name} {mean:.2f}' for name, mean in means.items())
+  return theme.describe(
+    figure,
+    f'A pair of frames: flow in colours and as arrows, frame 2 warped back, error maps. Mean error (px): {errors}.',
+  )
+
+
+def pairs_figure(pairs: Mapping[str, np.ndarray], chosen: Sequence[int], *, title: str) -> Figure:
+  """Both frames of some pairs, their flow, each in colours of its own scale, and what the second frame hides.
+
+  Args:
+    pairs: 'frames' `[n, 2, h, w, 3]` in 0..255, 'flow' `[n, h, w, 2]` and 'occluded' `[n, h, w]`.
+    chosen: their numbers.
+  """
+  with theme.use_theme():
+    figure = theme.new_figure(6.4, title=title)
+    axes = figure.subplots(4, len(chosen) + 1, width_ratios=[1] * len(chosen) + [1.2], squeeze=False)
+    for column, number in enumerate(chosen):
+      (first, second), flow = pairs['frames'][number], pairs['flow'][number]
+      largest = float(np.linalg.norm(flow, axis=-1).max())
+      for place, picture in zip(axes[:, column], (first, second, flow, pairs['occluded'][number]), strict=True):
+        _draw_panel(place, picture, largest)
+      axes[2, column].set_title(f'up to {largest:.1f} px', fontsize=9)
+    for row, name in enumerate(['frame 1', 'frame 2', 'flow 1 to 2', 'hidden in\nframe 2 (grey)']):
+      axes[row, 0].set_ylabel(name)
+      axes[row, -1].set_axis_off()
+    draw_colour_wheel(axes[2, -1], 'largest motion')
+  return theme.describe(figure, f'{title}. {len(chosen)} pairs: both frames, the flow in colours, what frame 2 hides.')
+
+
+def panels(
+  pictures: Mapping[str, np.ndarray], *, title: str, columns: int, height: float, largest: float | None = None
+) -> Figure:
+  """Pictures of any kind by the name to print above them, row by row.
+
+  Args:
+    pictures: frames `[h, w, 3]` in 0..255; flows `[h, w, 2]` in colours; bool `[h, w]`, grey where True; other maps
+      `[h, w]`, each with a colour bar of its own from 0.
+    height: of the figure in inches.
+    largest: pixels of motion at full colour, for all flows; None = each has its own.
+  """
+  with theme.use_theme():
+    figure = theme.new_figure(height, title=title)
+    axes = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False)
+    for place in axes.flat[len(pictures) :]:
+      place.set_axis_off()
+    for place, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
+      shown = _draw_panel(place, picture, largest)
+      place.set_title(name, fontsize=9)
+      if picture.ndim == 2 and picture.dtype != bool:
+        figure.colorbar(shown, ax=place, shrink=0.7)
+  return theme.describe(figure, f'{title}: {"; ".join(pictures)}.')
+
+
+def _draw_panel(axes: Axes, picture: np.ndarray, largest: float | None) -> AxesImage:
+  theme.hide_ticks(axes)
+  if picture.ndim == 3:
+    return axes.imshow(_bytes(picture) if picture.shape[-1] == 3 else flow_colours(picture, largest=largest))
+  if picture.dtype == bool:
+    return axes.imshow(0.6 * picture, cmap='gray', vmin=0, vmax=1)
+  return axes.imshow(picture, cmap=theme.SEQUENTIAL, vmin=0)
 
 
 _GREY_LEVELS = {'cmap': 'gray', 'vmin': 0, 'vmax': 128}

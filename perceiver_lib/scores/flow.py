@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from perceiver_lib.modalities.optical_flow import AnyArray, warp
+from perceiver_lib.modalities.optical_flow import warp
+from perceiver_lib.tokens import AnyArray
 
 SINTEL_BANDS = (0.0, 10.0, 40.0, np.inf)
 """Pixels of true motion that the Sintel benchmark reports apart (s0-10, s10-40, s40+)."""

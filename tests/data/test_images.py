@@ -1,14 +1,13 @@
 """Whatever the images come from, they come out as bytes with a class number, an id and three splits."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from perceiver_lib.data import from_arrays, from_folder, load_images, stack, training_batches
+from perceiver_lib.data import from_folder, load_images, stack, training_batches
 from perceiver_lib.data.images import _files_checksum, full_range, halved
 
 SPLITS = ('train', 'validation', 'test')
@@ -131,32 +130,6 @@ def test_bundled_sets_by_name(tmp_path):
   assert (data.provenance.name, len(data.test)) == ('digits', 382)
   with pytest.raises(ValueError, match='leave image_size out'):
     load_images('digits', data_dir=tmp_path, image_size=(4, 4))
-
-
-def test_arrays_of_ones_own():
-  images = np.arange(100, dtype=np.uint8)[:, None, None] * np.ones((1, 3, 5), np.uint8)
-  labels = np.arange(100) % 5
-  data = from_arrays(images, labels, name='mine', seed=1)
-  assert data.provenance.counts == {'train': 80, 'validation': 10, 'test': 10}
-  for split in SPLITS:
-    part = getattr(data, split).arrays
-    assert part['image'].shape[1:] == (3, 5, 1)
-    np.testing.assert_array_equal(part['image'][:, 0, 0, 0], part['id'])
-    np.testing.assert_array_equal(part['label'], part['id'] % 5)
-  own = from_arrays(images, labels, splits={'train': range(50), 'validation': range(50, 60), 'test': [99]})
-  assert own.test.arrays['id'].tolist() == [99] and len(own.train) == 50
-  assert own.provenance.checksum == data.provenance.checksum
-  assert own.provenance.checksum != from_arrays(images, (labels + 1) % 5).provenance.checksum
-
-
-def test_arrays_that_do_not_fit_are_refused():
-  images, labels = np.zeros((30, 3, 5), np.uint8), np.arange(30) % 3
-  with pytest.raises(ValueError, match=re.escape('got uint8 [30, 3, 5] and labels [29]')):
-    from_arrays(images, labels[:-1])
-  with pytest.raises(ValueError, match='Labels must be integers'):
-    from_arrays(images, labels.astype(np.float32))
-  with pytest.raises(ValueError, match='named twice'):
-    from_arrays(images, labels, splits={'train': range(20), 'validation': range(15, 25), 'test': range(25, 30)})
 
 
 def write_pictures(folder, count, size=(9, 6)):

@@ -5,13 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from perceiver_lib.data.loading import (
-  ArraySource,
-  evaluation_batches,
-  mixed_training_batches,
-  stack,
-  training_batches,
-)
+from perceiver_lib.data import loading
+from perceiver_lib.data.loading import ArraySource, evaluation_batches, stack, training_batches
 
 NUM_EXAMPLES = 23
 
@@ -102,33 +97,12 @@ def test_evaluation_is_exact_and_static(source):
   assert batches[-1]['id'].tolist() == [20, 21, 22, 22, 22]
 
 
-def test_evaluation_draws_the_same_every_time(source):
-  def noise(batch, random):
-    return batch | {'noise': random.normal(size=3)}
-
-  first, again = ([batch['noise'] for batch in evaluation_batches(source, 5, transform=noise)] for _ in range(2))
-  np.testing.assert_array_equal(first, again)
-  other = next(evaluation_batches(source, 5, seed=1, transform=noise))['noise']
-  assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], other)
-
-
-def test_mixing_keeps_the_weights_and_resumes():
-  sources = [Lazy(0, 11), Lazy(100, 7)]
-  whole = take(mixed_training_batches(sources, 8, weights=[3.0, 1.0], seed=0), 30)
-  seen = np.array(ids(whole))
-  assert np.mean(seen >= 100) == pytest.approx(0.25, abs=0.01)
-  assert set(seen) == {*range(11), *range(100, 107)}
-  tail = take(mixed_training_batches(sources, 8, weights=[3.0, 1.0], seed=0, start_step=25), 5)
-  assert ids(whole[25:]) == ids(tail)
-  assert ids(take(mixed_training_batches(sources, 8, weights=[3.0, 1.0], seed=1), 30)) != seen.tolist()
-
-
-def test_mixing_transforms_whole_batches():
-  def total(batch, random):
-    return {'total': batch['id'].sum()}
-
-  batch = next(mixed_training_batches([Lazy(), Lazy()], 4, weights=[1.0, 1.0], seed=0, transform=total))
-  assert batch.keys() == {'total'} and batch['total'].shape == ()
+def test_many_examples_are_stacked_in_order_by_grain(monkeypatch):
+  plain = stack(Lazy())
+  monkeypatch.setattr(loading, 'FEW_EXAMPLES', NUM_EXAMPLES - 1)
+  read = stack(Lazy())
+  assert read['id'].tolist() == plain['id'].tolist() == list(range(NUM_EXAMPLES))
+  np.testing.assert_array_equal(read['value'], plain['value'])
 
 
 def test_bad_input_gets_one_sentence():
@@ -144,5 +118,3 @@ def test_bad_input_gets_one_sentence():
     training_batches(Lazy(0, 0), 5, seed=0)
   with pytest.raises(ValueError, match='size 0'):
     next(evaluation_batches(Lazy(), 0))
-  with pytest.raises(ValueError, match='one positive weight a source'):
-    mixed_training_batches([Lazy()], 4, weights=[1.0, 2.0], seed=0)

@@ -3,7 +3,6 @@
 import numpy as np
 
 from perceiver_lib.data import mnist5k
-from perceiver_lib.data.splits import stratified_split
 
 SIZES = {'train': 350, 'validation': 50, 'test': 100}
 
@@ -18,7 +17,7 @@ def test_split_is_stratified_and_complete(tmp_path):
 
 
 def test_examples_are_the_rows_of_the_file(tmp_path):
-  images, labels = mnist5k.read_file()
+  images, labels = mnist5k.TABLE.read()
   for name, part in vars(mnist5k.load(tmp_path)).items():
     if name in SIZES:
       np.testing.assert_array_equal(part.arrays['image'], images[part.arrays['id']])
@@ -28,7 +27,7 @@ def test_examples_are_the_rows_of_the_file(tmp_path):
 
 
 def test_split_never_changes():
-  rows = stratified_split(mnist5k.read_file()[1], mnist5k.FRACTIONS, seed=mnist5k.SPLIT_SEED)
+  rows = mnist5k.TABLE.split(mnist5k.TABLE.read()[1])
   assert {name: part[:5].tolist() for name, part in rows.items()} == {
     'train': [1, 2, 3, 4, 5],
     'validation': [0, 11, 23, 36, 41],

@@ -21,7 +21,7 @@ def data_set():
 
 
 @pytest.fixture(scope='module')
-def test_pairs(data_set):
+def held_out(data_set):
   return {name: np.asarray(value) for name, value in data_set.test.batch(0, 46).items()}
 
 
@@ -77,9 +77,9 @@ def test_background_motion_is_inverted_exactly():
   assert np.abs(motion(motion.inverse(points)) - points).max() < 0.01
 
 
-def test_patches_move_with_their_own_exact_flow(test_pairs):
+def test_patches_move_with_their_own_exact_flow(held_out):
   """Pairs with patches: away from edges, which blend two layers, every visible pixel is found again."""
-  frames, flow, occluded = (test_pairs[name].astype(np.float64) for name in ('frames', 'flow', 'occluded'))
+  frames, flow, occluded = (held_out[name].astype(np.float64) for name in ('frames', 'flow', 'occluded'))
   matched, patches = [], 0
   for pair in range(0, 46, 2):
     spread = np.zeros((SIZE, SIZE))
@@ -99,8 +99,8 @@ def test_patches_move_with_their_own_exact_flow(test_pairs):
 
 # Reversed, the second frame is the interpolated one, so visible pixels match less well.
 @pytest.mark.parametrize('direction, ratio', [(0, 30), (1, 10)])
-def test_occluded_pixels_do_not_match_and_visible_ones_do(test_pairs, direction, ratio):
-  frames, flow, occluded = (test_pairs[name][direction::2] for name in ('frames', 'flow', 'occluded'))
+def test_occluded_pixels_do_not_match_and_visible_ones_do(held_out, direction, ratio):
+  frames, flow, occluded = (held_out[name][direction::2] for name in ('frames', 'flow', 'occluded'))
   warped = np.stack([warp(second, field) for second, field in zip(frames[:, 1], flow, strict=True)])
   error = np.abs(warped - frames[:, 0]).mean(-1)
   inside = ((grid() + flow >= 0) & (grid() + flow <= SIZE - 1)).all(-1)
@@ -109,9 +109,9 @@ def test_occluded_pixels_do_not_match_and_visible_ones_do(test_pairs, direction,
   assert error[hidden].mean() > ratio * error[~occluded].mean()
 
 
-def test_odd_pairs_are_even_pairs_reversed(test_pairs):
-  np.testing.assert_array_equal(test_pairs['frames'][1::2], test_pairs['frames'][::2, ::-1])
-  assert np.abs(test_pairs['flow'][1::2] + test_pairs['flow'][::2]).mean() < 0.3 * np.abs(test_pairs['flow']).mean()
+def test_odd_pairs_are_even_pairs_reversed(held_out):
+  np.testing.assert_array_equal(held_out['frames'][1::2], held_out['frames'][::2, ::-1])
+  assert np.abs(held_out['flow'][1::2] + held_out['flow'][::2]).mean() < 0.3 * np.abs(held_out['flow']).mean()
 
 
 def test_content_is_a_function_of_seed_and_index(data_set):
@@ -135,11 +135,11 @@ def test_batches_start_anywhere(data_set):
     np.testing.assert_array_equal(batch['flow'], data_set.train.batch(8, 4)['flow'])
 
 
-def test_other_loaders_get_the_same_pairs(data_set, test_pairs):
-  many = data_set.test.__getitems__([5, 0, 45])
-  for example, index in zip(many, (5, 0, 45), strict=True):
-    np.testing.assert_allclose(example['frames'], test_pairs['frames'][index], atol=1e-2)
-    assert (example['occluded'] != test_pairs['occluded'][index]).mean() < 1e-3
+def test_single_pairs_are_those_of_a_batch(data_set, held_out):
+  for index in (5, 0, 45):
+    example = data_set.test[index]
+    np.testing.assert_allclose(example['frames'], held_out['frames'][index], atol=1e-2)
+    assert (example['occluded'] != held_out['occluded'][index]).mean() < 1e-3
 
 
 def test_held_out_scenes_do_not_depend_on_the_seed(data_set):

@@ -1,5 +1,6 @@
 """Prepared sets are whole or absent: after a kill, in a race, in a folder that refuses, with damaged content."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,17 +11,19 @@ import numpy as np
 import pytest
 
 from perceiver_lib.data import digits, preparation
+from perceiver_lib.data.labelled_images import ImageTable
 
 # Slow enough to be killed or overtaken in the middle of writing.
 SLOW_PREPARATION = """
 import sys, time
-from perceiver_lib.data import digits, preparation
-read = digits.read_file
-def slow():
+from perceiver_lib.data import digits
+from perceiver_lib.data.labelled_images import ImageTable
+read = ImageTable.read
+def slow(table):
   print('reading', file=sys.__stdout__, flush=True)  # TFDS's own chatter is swallowed
   time.sleep(float(sys.argv[2]))
-  return read()
-digits.read_file = slow
+  return read(table)
+ImageTable.read = slow
 print(len(digits.load(sys.argv[1]).train), 'tensorflow' in sys.modules)
 """
 
@@ -63,7 +66,7 @@ def test_two_processes_at_once_both_succeed_silently(tmp_path):
 
 def test_a_prepared_set_is_read_not_prepared_again(tmp_path, monkeypatch):
   first = digits.load(tmp_path)
-  monkeypatch.setattr(digits, 'read_file', lambda: pytest.fail('prepared twice'))
+  monkeypatch.setattr(ImageTable, 'read', lambda table: pytest.fail('prepared twice'))
   np.testing.assert_array_equal(first.test.arrays['image'], digits.load(tmp_path).test.arrays['image'])
 
 
@@ -83,15 +86,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_other_content_is_refused_before_and_after_preparation(tmp_path, monkeypatch):
-  images, labels = digits.read_file()
+  images, labels = digits.TABLE.read()
   with monkeypatch.context() as patched:
-    patched.setattr(digits, 'read_file', lambda: (images + np.uint8(1), labels))
+    patched.setattr(ImageTable, 'read', lambda table: (images + np.uint8(1), labels))
     with pytest.raises(ValueError, match=r'digits\.csv\.gz of scikit-learn .* other content'):
       digits.load(tmp_path / 'new')
   assert not (tmp_path / 'new' / 'digits' / '1.0.0').exists()
 
   digits.load(tmp_path / 'old')
-  monkeypatch.setattr(digits, 'CONTENT', 'f' * 64)
+  monkeypatch.setattr(digits, 'TABLE', dataclasses.replace(digits.TABLE, checksum='f' * 64))
   with pytest.raises(ValueError, match=r'delete a damaged folder'):
     digits.load(tmp_path / 'old')
 

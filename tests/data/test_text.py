@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_lib.data.loading import evaluation_batches
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
 
 
@@ -37,7 +36,9 @@ def test_windows_score_every_byte_once_with_the_context_asked_for(sizes, length_
   documents = Documents.of({str(i): np.arange(size, dtype=np.uint8).tobytes() for i, size in enumerate(sizes)})
   windows = Windows(documents, length, stride)
   times_scored = [np.zeros(size, int) for size in sizes]
-  for window in (windows[i] for i in range(len(windows))):
+  batch = windows.rows(range(len(windows)))
+  for i in range(len(windows)):
+    window = {key: value[i] for key, value in batch.items()}
     inside = min(sizes[window['document']], length)
     assert window['valid'].sum() == inside
     np.testing.assert_array_equal(window['bytes'][:inside], window['start'] + np.arange(inside))
@@ -46,15 +47,6 @@ def test_windows_score_every_byte_once_with_the_context_asked_for(sizes, length_
       assert window['scored'].nonzero()[0][0] >= length - stride
   for counts in times_scored:
     np.testing.assert_array_equal(counts, 1)
-
-
-def test_windows_go_through_the_loader():
-  windows = Windows(_numbered(11, 3, 7), 5)
-  [first, second] = evaluation_batches(windows, 4)
-  assert first['bytes'].shape == (4, 5)
-  np.testing.assert_array_equal(second['example_valid'], [True, True, False, False])
-  num_scored = first['scored'].sum() + (second['scored'] & second['example_valid'][:, None]).sum()
-  assert num_scored == 11 + 3 + 7
 
 
 @pytest.mark.parametrize('stride', [0, 6])

@@ -1,4 +1,4 @@
-"""Own files, prepared corpora and TFDS names."""
+"""Text by name: bundled corpora, own files, prepared TFDS sets."""
 
 import itertools
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from perceiver_lib.data import load_corpus
 from perceiver_lib.data.text import RandomCrops
-from perceiver_lib.data.text_sources import load_files, load_tfds, open_corpus, write_corpus
+from perceiver_lib.data.text_sources import open_corpus, write_corpus
 
 
 def test_a_corpus_is_written_as_a_stream_and_mapped(tmp_path):
@@ -46,7 +47,7 @@ def test_damage_is_named(tmp_path):
 def test_one_file_is_cut_at_line_ends_with_gaps(tmp_path):
   lines = [f'line {i:04}\n'.encode() for i in range(1000)]
   (tmp_path / 'book.txt').write_bytes(b''.join(lines))
-  data = load_files(tmp_path / 'book.txt')
+  data = load_corpus(tmp_path / 'book.txt')
   parts = [data.train.joined(), data.validation.joined(), data.test.joined()]
   whole = b''.join(lines)
   starts = [whole.index(part) for part in parts]
@@ -62,22 +63,28 @@ def test_of_many_files_whole_ones_are_held_out(tmp_path):
   for i in range(30):
     (tmp_path / f'{i}.txt').write_bytes(f'file {i}'.encode() * 10)
   (tmp_path / 'picture.png').write_bytes(b'not text')
-  data = load_files(tmp_path)
+  data = load_corpus(tmp_path)
   names = [set(part.names) for part in (data.train, data.validation, data.test)]
   assert set.union(*names) == {f'{i}.txt' for i in range(30)}
   assert sum(map(len, names)) == 30
   assert [len(part) for part in names] == [24, 3, 3]
-  assert load_files(tmp_path).test.names == data.test.names
+  assert load_corpus(tmp_path).test.names == data.test.names
+
+
+def test_bundled_corpora_by_name():
+  data = load_corpus('python_source')
+  assert data.provenance.name == 'python_source' and data.provenance.kind == 'real'
+  assert min(part.num_bytes for part in (data.train, data.validation, data.test)) > 100_000
 
 
 def test_missing_and_tiny_files_are_named(tmp_path):
   with pytest.raises(FileNotFoundError, match='nowhere must be a text file'):
-    load_files(tmp_path / 'nowhere')
+    load_corpus(tmp_path / 'nowhere')
   with pytest.raises(FileNotFoundError, match='files that end in'):
-    load_files(tmp_path)
+    load_corpus(tmp_path)
   (tmp_path / 'a.txt').write_bytes(b'a')
   with pytest.raises(ValueError, match='1 bytes in 1 files, too little'):
-    load_files(tmp_path)
+    load_corpus(tmp_path)
 
 
 class Letters(tfds.core.GeneratorBasedBuilder):
@@ -100,35 +107,35 @@ class Letters(tfds.core.GeneratorBasedBuilder):
 def test_a_prepared_tfds_set_becomes_mapped_corpora_once(tmp_path):
   tfds.disable_progress_bar()
   Letters(data_dir=tmp_path, file_format='array_record').download_and_prepare()
-  data = load_tfds('letters', data_dir=tmp_path, documents_a_group=3)
+  data = load_corpus('letters', data_dir=tmp_path)
   splits = (data.train, data.validation, data.test)
   assert all(isinstance(part.data, np.memmap) for part in splits)
   texts = [[text for i in range(len(part)) for text in part[i]['text'].split(b'\n\n')] for part in splits]
   assert [len(part) for part in texts] == [32, 4, 4]
   assert sorted(itertools.chain(*texts)) == sorted(f'text {i} \u00e9'.encode() for i in range(40))
-  assert data.train[0]['text'].count(b'\n\n') == 2
+  assert data.train[0]['text'].count(b'\n\n') == 9
   assert data.provenance.kind == 'real'
   written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('bytes.bin')}
-  again = load_tfds('letters', data_dir=tmp_path, documents_a_group=3)
+  again = load_corpus('letters', data_dir=tmp_path)
   assert again.provenance == data.provenance
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('bytes.bin')} == written
-  with pytest.raises(ValueError, match="no feature 'words'; it has"):
-    load_tfds('letters', data_dir=tmp_path, feature='words')
+  with pytest.raises(ValueError, match='no set of texts; its features are image, label'):
+    load_corpus('mnist', data_dir=tmp_path)
 
 
 @pytest.mark.parametrize('name', ['imdb_reviews', 'lm1b'])
 def test_tfds_names_by_mock(name):
   with tfds.testing.mock_data(num_examples=20):
-    data = load_tfds(name, documents_a_group=3)
+    data = load_corpus(name)
   assert data.provenance.kind == 'mock'
   assert name in data.provenance.source
-  assert data.train[0]['text'].count(b'\n\n') == 2
+  assert data.train[0]['text'].count(b'\n\n') == 9
   assert min(data.validation.num_bytes, data.test.num_bytes) > 0
   assert RandomCrops(data.train, 17, 4, seed=0).batch(0)['bytes'].shape == (4, 17)
 
 
 def test_an_unprepared_tfds_name_says_how_to_prepare_it(tmp_path):
   with pytest.raises(FileNotFoundError, match='tfds build imdb_reviews --file_format=array_record'):
-    load_tfds('imdb_reviews', data_dir=tmp_path)
-  with pytest.raises(FileNotFoundError, match="no set 'no_such_set'"):
-    load_tfds('no_such_set', data_dir=tmp_path)
+    load_corpus('imdb_reviews', data_dir=tmp_path)
+  with pytest.raises(FileNotFoundError, match="no text set 'no_such_set': choose 'shakespeare' or 'python_source'"):
+    load_corpus('no_such_set', data_dir=tmp_path)

@@ -1,34 +1,22 @@
-"""What notebook 00 shows can fail: a leak shows in the gradients, a wrong size in a count, a long input in memory."""
+"""What notebook 00 measures: the same computation streamed and at once, in another memory."""
 
 from __future__ import annotations
 
 import json
 
 import jax
-import numpy as np
 
 from perceiver_lib.experiments.measuring import measure
-from perceiver_lib.lessons import tour, tour_probes
-from perceiver_lib.models.perceiver import Perceiver
+from perceiver_lib.lessons import tour
+from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.parameters import abstract, filled
-from tests.support import ROUNDING, STREAMED, assert_close
-
-
-def test_the_gradients_of_a_causal_model_keep_the_rule_and_those_of_a_leaking_one_do_not():
-  kept, leaking = tour_probes.probes(0)[2], tour_probes.leaking_probe(0)
-  assert tour_probes.num_violations(kept, tour_probes.sensitivity(kept, 0)) == 0
-  # Every earlier latent of 4 learns of every later one: 3 + 2 + 1 pairs.
-  assert tour_probes.num_violations(leaking, tour_probes.sensitivity(leaking, 0)) == 6
-
-
-def test_an_input_that_should_move_an_output_and_does_not_counts_as_well():
-  probe = tour_probes.Probe(name='deaf', outputs=lambda values: 0 * values, allowed=np.ones((3, 3), bool))
-  assert tour_probes.num_violations(probe, tour_probes.sensitivity(probe, 0)) == 9
+from perceiver_lib.scores import causality
+from tests.support import STREAMED, assert_close
 
 
 def test_the_step_that_is_measured_and_the_one_it_is_compared_with_are_one_computation():
-  model = filled(abstract(Perceiver, tour.byte_perceiver(1031)), scale=0.02)
-  tokens = tour.byte_tokens(1031)
+  model = filled(abstract(Perceiver, PerceiverConfig.of_bytes(1031)), scale=0.02)
+  tokens = tour.random_bytes(1031)
   streamed, dense = (measure(tour.byte_step(size), model, tokens, calls=1) for size in (128, 1031))
   assert_close(jax.tree.leaves(streamed[0]), jax.tree.leaves(dense[0]), STREAMED)
   assert streamed[1].temporary_megabytes < dense[1].temporary_megabytes
@@ -56,7 +44,8 @@ def test_the_map_lists_a_notebook_that_exists(tmp_path):
   assert str(tour.suite_map(tmp_path)).splitlines()[-1] == '| `07_topic` | A title | profile, seed |'
 
 
-def test_the_unified_model_equals_its_special_cases():
-  differences = tour_probes.special_cases(1)
-  assert len(differences) == 3
-  assert max(differences.values()) < ROUNDING
+def test_the_gradients_of_a_causal_model_keep_the_rule_and_those_of_a_leaking_one_do_not():
+  kept, leaking = tour.probes(0)[2], tour.leaking_probe(0)
+  assert causality.num_violations(kept, causality.sensitivity(kept, 0)) == 0
+  # Every earlier latent of 4 learns of every later one: 3 + 2 + 1 pairs.
+  assert causality.num_violations(leaking, causality.sensitivity(leaking, 0)) == 6

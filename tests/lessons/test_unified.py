@@ -15,12 +15,13 @@ from perceiver_lib.baselines.video import video_baselines
 from perceiver_lib.data import film
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.film import Clips, Film
-from perceiver_lib.lessons import tour_probes, unified_bytes, unified_digits, unified_film
+from perceiver_lib.lessons import unified_bytes, unified_digits, unified_film
 from perceiver_lib.lessons import unified_pronunciation as speech
 from perceiver_lib.lessons import unified_rule as rule
 from perceiver_lib.models.transformer import Transformer
 from perceiver_lib.models.unified import UnifiedPerceiver
 from perceiver_lib.parameters import abstract
+from perceiver_lib.scores import causality
 from tests.support import ROUNDING, assert_close
 
 RECIPE = dataclasses.replace(speech.RECIPES['smoke'], num_timesteps=7)
@@ -105,7 +106,7 @@ def test_words_that_are_too_long_are_left_out_and_hidden_letters_cost_what_they_
 
 
 def test_the_sketch_breaks_the_rule_and_all_of_ours_keep_it():
-  sketch, *ours = (tour_probes.num_violations(p, tour_probes.sensitivity(p, 0)) for p in rule.probes(0))
+  sketch, *ours = (causality.num_violations(p, causality.sensitivity(p, 0)) for p in rule.probes(0))
   assert sketch > 0 and ours == [0, 0]
 
 

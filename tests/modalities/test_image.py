@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.modalities.image import IMAGENET_MEAN, ConvolutionConfig, centre_crop, normalised
+from perceiver_lib.modalities.image import ConvolutionConfig
 from perceiver_lib.positions import grid
 from perceiver_lib.tokens import Tokens
 
@@ -49,21 +49,3 @@ def test_convolution_refuses_another_size_and_masks():
     module(Tokens(values=jnp.zeros((1, 63, 3))))
   with pytest.raises(ValueError, match=r'got \(1, 64, 3\) with one'):
     module(Tokens(values=jnp.zeros((1, 64, 3)), valid=jnp.ones((1, 64), bool)))
-
-
-def test_normalisation_maps_the_mean_to_zero():
-  image = np.full((2, 2, 3), IMAGENET_MEAN, np.float32) * 255
-  np.testing.assert_allclose(normalised(image), 0, atol=1e-6)
-  np.testing.assert_allclose(normalised(np.full((1, 1, 3), 255, np.uint8))[0, 0, 2], (1 - 0.406) / 0.225, rtol=1e-6)
-  with pytest.raises(ValueError, match='RGB'):
-    normalised(np.zeros((2, 2, 1)))
-
-
-def test_the_crop_is_central_and_seven_eighths_of_the_shorter_side():
-  image = np.zeros((64, 96, 1), np.float32)
-  image[4:60, 20:76] = 200
-  crop = centre_crop(image)
-  assert crop.shape == (224, 224, 1)
-  np.testing.assert_allclose(crop, 200, rtol=1e-6)
-  with pytest.raises(ValueError, match=r'at least 2 x 2 pixels; got \(1, 5, 3\)'):
-    centre_crop(np.zeros((1, 5, 3)))

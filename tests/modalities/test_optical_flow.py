@@ -1,19 +1,27 @@
 """Pre-processing restated pixel by pixel; tiles cover every pixel and never change an answer that has no borders."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from perceiver_lib.modalities.optical_flow import (
+  ReadFlow,
   border_distance,
   flow_from_outputs,
   flow_inputs,
   neighbourhoods,
   normalise,
+  standardised,
   tile_starts,
   tiled_flow,
   warp,
 )
+from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.parameters import filled
+from perceiver_lib.tokens import Tokens
+from tests.support import compiled
 
 
 @pytest.fixture
@@ -128,3 +136,56 @@ def test_bad_tiling_is_refused():
 
 def test_inputs_compile(frames):
   np.testing.assert_allclose(jax.jit(flow_inputs)(frames), flow_inputs(frames), atol=1e-6)
+
+
+def small_model(**changes):
+  settings = {'image_shape': (8, 8), 'num_latents': 5, 'num_latent_channels': 12, 'num_self_attends': 1}
+  return PerceiverIO(PerceiverIOConfig.optical_flow(num_heads=2, num_bands=3, **settings | changes), rngs=nnx.Rngs(0))
+
+
+READS = {ReadFlow(): {}, ReadFlow(concatenate_frames=False): {'image_shape': (2, 8, 8), 'num_values': 27}}
+
+
+@pytest.fixture
+def pairs():
+  return np.random.default_rng(1).uniform(0, 255, (3, 2, 8, 8, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize('read', READS)
+def test_some_pixels_are_rows_of_all_pixels(read, pairs):
+  model, rows = small_model(**READS[read]), np.array([3, 60, 17])
+  np.testing.assert_array_equal(compiled(read, model, {'frames': pairs}), 0)
+  model = filled(model, scale=0.3)
+  flow, some = compiled(read, model, {'frames': pairs}), compiled(read.at, model, pairs, rows)
+  assert flow.shape == (3, 8, 8, 2) and some.shape == (3, 3, 2) and float(jnp.abs(flow).max()) > 0.1
+  np.testing.assert_allclose(some, flow.reshape(3, 64, 2)[:, rows], atol=1e-5)
+  # A unit of output is 20 published ones, and those are 0.2 pixels.
+  np.testing.assert_allclose(some, 20 * 0.2 * compiled(read.outputs, model, pairs, rows), rtol=1e-6)
+
+
+def test_position_queries_do_not_see_the_pixel(pairs):
+  read = ReadFlow(ask_by_position=True)
+  queries = read.queries(read.inputs(pairs), 64, np.array([3, 60]))
+  assert queries.values.shape == (3, 2, 0)
+  np.testing.assert_array_equal(queries.position[0], read.inputs(pairs).position[0, np.array([3, 60])])
+
+
+def test_brightness_and_contrast_do_not_matter(pairs):
+  plain, changed = standardised(pairs), standardised(0.5 * pairs + 40)
+  np.testing.assert_allclose(np.mean(plain, axis=(1, 2, 3, 4)), 127.5, atol=0.05)
+  np.testing.assert_allclose(np.std(plain, axis=(1, 2, 3, 4)), 127.5, rtol=0.25)
+  # Pairs of almost one grey are not blown up, so a contrast below the 4 grey levels that guard it is damped.
+  spread = np.std(pairs, axis=(1, 2, 3, 4), keepdims=True)
+  np.testing.assert_allclose(changed - 127.5, (spread + 4) / (spread + 8) * (plain - 127.5), atol=0.05)
+
+
+@pytest.mark.parametrize('read', READS)
+def test_latents_see_every_pixel_of_every_second_row_and_column(read):
+  numbers = np.arange(128)
+  frames = np.broadcast_to(numbers.reshape(1, 2, 8, 8, 1), (1, 2, 8, 8, 3)).astype(np.uint8)
+  whole = Tokens(
+    values=flow_inputs(frames, concatenate_frames=read.concatenate_frames), position=read.inputs(frames).position
+  )
+  seen = read.seen(whole, 8, 8)
+  assert 4 * seen.num_tokens == whole.num_tokens
+  assert set(numbers) <= set(np.rint((np.asarray(seen.values).ravel() + 1) * 127.5))

@@ -37,7 +37,7 @@ def test_wheel_shows_down_below_the_centre():
   import matplotlib.pyplot as plt
 
   figure, axes = plt.subplots()
-  draw_colour_wheel(axes, 3.0)
+  draw_colour_wheel(axes, '3.0 px')
   image, (left, right, bottom, top) = axes.images[0].get_array(), axes.images[0].get_extent()
   assert left < right and bottom > top
   np.testing.assert_array_equal(image[-1, 100], (255, 230, 0))
@@ -57,7 +57,7 @@ def test_figure_shows_every_method_and_its_error():
   truth[~valid] = np.inf
   figure = plot_flow(frames, truth, {'none': np.zeros((17, 23, 2)), 'right': np.full((17, 23, 2), (3, 0))}, valid=valid)
   figure.canvas.draw()
-  titles = [axes.get_title() for axes in figure.axes]
+  titles = [axes.get_title(loc='left') for axes in figure.axes]
   for title in (
     'truth',
     'none',
