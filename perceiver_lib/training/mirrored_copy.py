@@ -1,4 +1,4 @@
-"""The mirrored copy task (`data.mirrored_copy`) for models of next tokens: crops that reach every byte, and accuracy."""
+"""The mirrored copy task (`data.mirrored_copy`) for next-token models: crops that reach every byte, and accuracy."""
 
 from __future__ import annotations
 
