@@ -156,6 +156,17 @@ def _with_neighbours(
   return probabilities
 
 
+def byte_baselines(train: bytes, test: bytes, *, max_order: int = 6) -> dict[str, float]:
+  """Bits a byte of tables and compressors that may read the training text, and of compressors that may not.
+
+  The tables are frequencies of single bytes, and Kneser-Ney models of orders 2, 3 and `max_order`.
+  """
+  orders = ngram_bits(train, test, max_order=max_order)
+  named = {'unigram': unigram_bits(train, test)}
+  named |= {f'{order}-gram (Kneser-Ney)': bits for order, bits in enumerate(orders, 1) if order in (2, 3, max_order)}
+  return named | compressor_bits(train, test)
+
+
 def unigram_bits(train: bytes, test: bytes) -> float:
   """Bits a byte of the frequencies of single bytes in training text, each counted once more than it was seen."""
   counts = np.bincount(np.frombuffer(train, np.uint8), minlength=256) + 1.0

@@ -142,6 +142,45 @@ def bars_beside_paper(
   return theme.describe(figure, f'{title}. {y_label}: {", ".join(parts)}. Baselines: {beside}.')
 
 
+def ranked_bars(
+  panels: Mapping[str, Mapping[str, Number]],
+  *,
+  ours: str,
+  title: str,
+  x_label: str,
+  notes: Mapping[str, Mapping[str, str]] | None = None,
+) -> Figure:
+  """What a model has against all that needs none: horizontal bars, the smallest on top, in one panel a task.
+
+  Args:
+    panels: panel title -> name -> value, fewer is better; one panel may have no title.
+    ours: the name whose bars stand out.
+    notes: panel title -> name -> words behind the value.
+
+  Raises:
+    ValueError: if the model or what it is compared with is missing from a panel.
+  """
+  if not panels or any(ours not in values or len(values) < 2 for values in panels.values()):
+    raise ValueError(f'Every panel needs a bar {ours!r} and one to compare with; got {[*map(list, panels.values())]}.')
+  with theme.use_theme():
+    tallest = max(map(len, panels.values()))
+    figure = theme.new_figure(1.2 + 0.3 * tallest + (0.2 if len(panels) > 1 else 0), title=title)
+    parts = []
+    for axes, (panel, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+      ranked = sorted(values, key=values.get)
+      colours = [theme.VERMILLION if name == ours else theme.BLUE for name in ranked]
+      bars = axes.barh(ranked, [values[name] for name in ranked], color=colours)
+      behind = (notes or {}).get(panel, {})
+      labels = [f'{values[name]:.2f} {behind.get(name, "")}'.strip() for name in ranked]
+      axes.bar_label(bars, labels, padding=3, fontsize=9)
+      axes.set(title=panel, xlabel=x_label)
+      axes.invert_yaxis()
+      axes.margins(x=0.45 if behind else 0.12)
+      parts.append(', '.join(f'{name} {label}' for name, label in zip(ranked, labels, strict=True)))
+  words = '; '.join(f'{panel}: {part}' if panel else part for panel, part in zip(panels, parts, strict=True))
+  return theme.describe(figure, f'{title}. {x_label}, the smallest first: {words}.')
+
+
 def _write_value(axes: Axes, x: Number, value: Number, top: Number) -> None:
   box = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.8}
   axes.annotate(

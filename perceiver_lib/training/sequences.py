@@ -1,4 +1,4 @@
-"""Training and measuring next-token models: shifted targets, crops, the loss on latents, and strided evaluation.
+"""Training next-token models: shifted targets, crops, and the loss on latents.
 
 Only the last inputs of a row have latents, hence losses. Crops that all end where the data ends would never put a
 latent on an early position; so rows end at random places (perceiver-ar, flaxformer).
@@ -7,11 +7,14 @@ latent on an early position; so rows end at random places (perceiver-ar, flaxfor
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from perceiver_lib.models.last_inputs import rank_from_end, validity
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import metrics
 from perceiver_lib.training.losses import cross_entropy
@@ -73,6 +76,33 @@ def next_tokens(
   first = jnp.full((ids.shape[0], 1), begin_token, ids.dtype)
   inputs = Tokens(values=jnp.concatenate([first, ids[:, :-1]], axis=1), valid=valid)
   return NextTokens(inputs=inputs, targets=ids, scored=scored)
+
+
+def examples_of(batch: Mapping[str, Array | np.ndarray]) -> NextTokens:
+  """`next_tokens` of a batch of 'ids', with its 'valid', 'scored' and 'position' where it has them."""
+  ids, valid, scored, position = (
+    jnp.asarray(batch[name]) if name in batch else None for name in ('ids', 'valid', 'scored', 'position')
+  )
+  return next_tokens(ids, valid=valid, label_mask=scored, position=position)
+
+
+def keep_first(examples: NextTokens, count: Int[Array, ''] | Int[Array, 'b 1'] | int) -> NextTokens:
+  """Hides all but the first `count` columns of a row, so that it ends there."""
+  return _keep(examples, jnp.arange(examples.targets.shape[1], dtype=jnp.int32)[None] < count)
+
+
+def keep_last(examples: NextTokens, count: Int[Array, ''] | Int[Array, 'b 1'] | int) -> NextTokens:
+  """Hides all but the last `count` inputs of a row. With a latent on each of them nothing is left but a Transformer.
+
+  A Perceiver AR whose context is its latents is a causal Transformer of one layer more than its self-attends.
+  """
+  return _keep(examples, rank_from_end(validity(examples.inputs)) < count)
+
+
+def _keep(examples: NextTokens, kept: Bool[Array, '#b m']) -> NextTokens:
+  valid = validity(examples.inputs) & kept
+  inputs = dataclasses.replace(examples.inputs, valid=valid)
+  return dataclasses.replace(examples, inputs=inputs, scored=examples.scored & valid)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
