@@ -37,18 +37,19 @@ def flow_of(read: ReadFlow, model: nnx.Module, frames: Num[np.ndarray, 'n 2 h w 
 def shapes(model: PerceiverIO, read: ReadFlow, frames: Num[np.ndarray, 'n 2 h w 3']) -> Table:
   """What each verb makes of some pairs, and how many parameters do it, beside the published model."""
 
-  def arrays() -> dict[str, jax.Array]:
+  def arrays() -> tuple[jax.Array, ...]:
     tokens = read.inputs(frames)
     seen = read.seen(tokens, *frames.shape[2:4])
-    return {
-      'raw tokens: both frames, 3 x 3 neighbourhoods, RGB': tokens.values,
-      'channels of the tokens that are read: values and Fourier features': model.input_adapter(seen),
-      'latents': model.encode(seen).values,
-      'outputs: one vector per pixel': model(seen, tokens),
-    }
+    return tokens.values, model.input_adapter(seen), model.encode(seen).values, model(seen, tokens)
 
+  names = (
+    'raw tokens: both frames, 3 x 3 neighbourhoods, RGB',
+    'channels of the tokens that are read: values and Fourier features',
+    'latents',
+    'outputs: one vector per pixel',
+  )
   rows = [['frames', str(frames.shape)]]
-  rows += [[name, str(array.shape)] for name, array in jax.eval_shape(arrays).items()]
+  rows += [[name, str(array.shape)] for name, array in zip(names, jax.eval_shape(arrays), strict=True)]
   published = count(abstract(PerceiverIO, PerceiverIOConfig.paper_flow()))
   return Table(['array', 'shape'], [*rows, ['parameters', f'{count(model):,}; the paper has {published:,}']])
 
