@@ -6,10 +6,12 @@ Flow points from the first frame to the second, `frame1(x) = frame2(x + flow(x))
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -18,7 +20,7 @@ from perceiver_lib.data._flow_scenes import MARGIN, render_scenes
 from perceiver_lib.data._photos import PhotoAtlas
 from perceiver_lib.data.base import DataSet, Provenance, package_files, package_version, sha256
 
-__all__ = ['FlowPairs', 'load_optical_flow', 'load_stereo_pair', 'render_scenes']
+__all__ = ['FlowPairs', 'load_optical_flow', 'load_stereo_pair', 'render_scenes', 'side_by_side', 'two_motions']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,3 +175,21 @@ def load_stereo_pair(*, scale: int = 8) -> tuple[dict[str, np.ndarray], Provenan
     note=f'{valid.mean():.1%} of {height} x {width} pixels have truth; never used for training or any choice',
   )
   return {'frames': frames, 'flow': np.stack([right, np.zeros_like(right)], -1), 'valid': valid}, provenance
+
+
+@functools.partial(jax.jit, static_argnames='size')
+def side_by_side(frames: Array, flow: Array, *, size: int) -> dict[str, Array]:
+  """The left half of every pair of the first half of a batch beside the right half of one of the second."""
+  half, middle = len(frames) // 2, size // 2
+  return {
+    name: jnp.concatenate([array[:half, ..., :middle, :], array[half:, ..., middle:, :]], axis=-2)
+    for name, array in (('frames', frames), ('flow', flow))
+  }
+
+
+def two_motions(pairs: FlowPairs, batch_size: int, start_step: int = 0) -> Iterator[dict[str, Array]]:
+  """Frames whose left and right half come from two photographs, each shifted by up to 4 pixels in its own direction."""
+  shifts = dataclasses.replace(pairs, max_severity=0.0)  # shifts and nothing else
+  for step in itertools.count(start_step):
+    batch = shifts.batch(2 * step * batch_size, 2 * batch_size)
+    yield side_by_side(batch['frames'], batch['flow'], size=pairs.size)

@@ -1,7 +1,6 @@
-"""How notebook 09 makes models whose attention is worth seeing: five small trainings, each under a minute on two cores.
+"""Notebook 09: a call with its maps, what is measured on maps beside what chance would show, and what deletion says.
 
-Every function takes arrays and returns arrays or a `FitResult`, so a GPU job can call it without the notebook. What is
-measured on the maps is in `attention_probes`.
+Maps are arrays `[..., m]` over the inputs; what is measured on them does not know how they were made.
 """
 
 from __future__ import annotations
@@ -9,128 +8,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from perceiver_lib.attention.capture import AttentionMap, capture_attention
 from perceiver_lib.attention.rollout import attention_rollout
 from perceiver_lib.data import pronunciation
-from perceiver_lib.data.loading import ArraySource, evaluation_batches
-from perceiver_lib.data.optical_flow import FlowPairs
-from perceiver_lib.lessons import attention_probes, images, mirrored_copy, sentences
-from perceiver_lib.lessons import unified_pronunciation as speech
-from perceiver_lib.modalities.optical_flow import ReadFlow
-from perceiver_lib.modalities.pixels import pixel_adapter
-from perceiver_lib.models.perceiver import Perceiver
-from perceiver_lib.models.perceiver_ar import PerceiverAR
-from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
-from perceiver_lib.scores.flow import end_point_error
+from perceiver_lib.data.text import Documents, RandomCrops, Windows
+from perceiver_lib.experiments.measuring import measure, peak_bytes
+from perceiver_lib.experiments.workers import in_fresh_process
+from perceiver_lib.lessons.tour import random_bytes
+from perceiver_lib.modalities.text import ByteTokenizer, hidden_words
+from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training.fit import FitResult, fit
-from perceiver_lib.training.metrics import predict
-from perceiver_lib.training.optimizers import muon_and_adam
-
-Arrays = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FlowRecipe:
-  """A small model of flow; attributes as the sizes of notebook 03."""
-
-  train_steps: int
-  size: int = 32
-  num_latents: int = 32
-  num_latent_channels: int = 64
-  num_layers: int = 2
-  num_bands: int = 16
-  num_cross_heads: int = 4
-  num_queries: int = 64
-  held_out_pairs: int = 256
-  batch_size: int = 16
-  learning_rate: float = 2e-3
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionRecipe:
-  """Settings of one profile.
-
-  Attributes:
-    images, text, flow, copy, words: of the five trainings, with small settings of the notebooks that own the tasks.
-    image_steps: of each of the two image models, with `num_reads` reads.
-    snapshots: maps that are kept while the copying model trains.
-    num_examples: over which a number is a mean.
-    log2_bytes: of the long input.
-  """
-
-  images: images.ImageRecipe
-  image_steps: int
-  text: sentences.SentenceRecipe
-  flow: FlowRecipe
-  copy: mirrored_copy.CopyRecipe
-  words: speech.PronunciationRecipe
-  num_reads: int = 3
-  snapshots: int = 9
-  num_examples: int = 64
-  log2_bytes: int = 18
-
-
-RECIPES = {
-  'smoke': AttentionRecipe(
-    images=dataclasses.replace(images.RECIPES['smoke'], batch_size=8),
-    image_steps=3,
-    text=sentences.SentenceRecipe(
-      train_steps=3, length=24, num_latents=4, num_latent_channels=16, num_heads=2, num_channels=16, batch_size=4
-    ),
-    flow=FlowRecipe(
-      train_steps=3, size=16, num_latents=4, num_latent_channels=16, num_layers=1, num_bands=4, num_cross_heads=2,
-      held_out_pairs=8, batch_size=4,
-    ),
-    copy=mirrored_copy.CopyRecipe(
-      ladder=(mirrored_copy.Rung(length=16, num_latents=4, batch_size=4, num_steps=4),),
-      windowed_rung=0, window=4, width=16,
-    ),
-    words=dataclasses.replace(speech.RECIPES['smoke'], train_steps=3),
-    snapshots=2, num_examples=8, log2_bytes=14,
-  ),
-  'demo': AttentionRecipe(
-    images=dataclasses.replace(images.RECIPES['demo'], num_latents=16, batch_size=16),
-    image_steps=500,
-    text=sentences.SentenceRecipe(train_steps=800, num_latents=32),
-    flow=FlowRecipe(train_steps=700),
-    copy=mirrored_copy.CopyRecipe(
-      ladder=(mirrored_copy.Rung(length=64, num_latents=16, batch_size=32, num_steps=450),),
-      windowed_rung=0, window=16,
-    ),
-    words=dataclasses.replace(
-      speech.RECIPES['demo'], train_steps=500, num_latent_channels=64, num_layers=2, batch_size=32
-    ),
-  ),
-  'full': AttentionRecipe(
-    images=dataclasses.replace(images.RECIPES['full'], num_latents=64),
-    image_steps=20_000,
-    text=sentences.SentenceRecipe(
-      train_steps=50_000, length=256, num_latents=64, num_latent_channels=256, num_layers=6, num_channels=256,
-      batch_size=128, learning_rate=1e-3,
-    ),
-    flow=FlowRecipe(
-      train_steps=30_000, num_latents=256, num_latent_channels=256, num_layers=12, num_queries=1_024,
-      held_out_pairs=512, batch_size=64, learning_rate=1e-3,
-    ),
-    copy=mirrored_copy.CopyRecipe(
-      ladder=(mirrored_copy.Rung(length=128, num_latents=32, batch_size=64, num_steps=5_000),),
-      windowed_rung=0, window=16,
-    ),
-    words=dataclasses.replace(speech.RECIPES['full'], train_steps=20_000),
-    num_reads=8, num_examples=256, log2_bytes=20,
-  ),
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,130 +67,95 @@ def _with_maps(call: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, A
   return jax.jit(with_maps)
 
 
-# Images.
+def measure_long(num_bytes: int) -> dict[str, float]:
+  """Two latents' maps of one head over a long input: memory of this process, beside the call without maps.
 
-
-def image_reader(
-  recipe: AttentionRecipe, positions: str, image_shape: tuple[int, int, int], num_classes: int, *, seed: int
-) -> tuple[Perceiver, images.ReadPixels]:
-  """A Perceiver with a read before each of its latent blocks, and how it takes images.
-
-  Args:
-    positions: 'Fourier' features or a 'learned' table of as many channels.
+  Returns:
+    The `Cost` of a call with maps, `plain_seconds` and `plain_temporary_megabytes` without, `start_gigabytes` of this
+    process before the model was made, `map_megabytes` that come back, `whole_gigabytes` of all maps of this read, and
+    `difference` of the logits over the largest.
   """
-  depth = {'num_blocks': recipe.num_reads, 'num_cross_attends': recipe.num_reads, 'num_self_attends_per_block': 1}
-  config = images.image_perceiver(recipe.images, image_shape, num_classes, **depth)
-  if positions == 'learned':
-    width = config.input_adapter.num_channels - config.input_adapter.num_values
-    adapter = pixel_adapter(image_shape, num_position_channels=width)
-    config = dataclasses.replace(config, input_adapter=adapter)
-  return Perceiver(config, rngs=nnx.Rngs(seed)), images.ReadPixels(integer_positions=positions == 'learned')
-
-
-# Optical flow.
-
-
-@functools.partial(jax.jit, static_argnames='size')
-def side_by_side(frames: Array, flow: Array, *, size: int) -> dict[str, Array]:
-  """The left half of every pair of the first half of a batch beside the right half of one of the second."""
-  half, middle = len(frames) // 2, size // 2
+  config = dataclasses.replace(PerceiverConfig.of_bytes(num_bytes), num_self_attends_per_block=1)
+  tokens, start = random_bytes(num_bytes), peak_bytes()
+  model = filled(abstract(Perceiver, config), scale=0.02)
+  captured = capture_attention(
+    lambda model, tokens: model(tokens), names=['encoder.cross_attention.0'], heads=[3], queries=[7, 200]
+  )
+  logits, plain = measure(lambda model, tokens: model(tokens), model, tokens)
+  (same, maps), with_maps = measure(captured, model, tokens)
+  one = maps['encoder.cross_attention.0']
   return {
-    name: jnp.concatenate([array[:half, ..., :middle, :], array[half:, ..., middle:, :]], axis=-2)
-    for name, array in (('frames', frames), ('flow', flow))
+    'num_bytes': num_bytes,
+    'start_gigabytes': start / 1e9,
+    'map_megabytes': sum(leaf.nbytes for leaf in jax.tree.leaves(maps)) / 1e6,
+    'whole_gigabytes': 2 * 4 * config.num_latents * config.cross_attend.num_heads * num_bytes / 1e9,
+    'difference': float(jnp.max(jnp.abs(logits - same)) / jnp.max(jnp.abs(logits))),
+    'row_sum_error': float(jnp.max(jnp.abs(one.weights.sum(-1) - 1))),
+    'plain_seconds': plain.seconds,
+    'plain_temporary_megabytes': plain.temporary_megabytes,
+    **dataclasses.asdict(with_maps),
   }
 
 
-def two_motions(pairs: FlowPairs, batch_size: int, start_step: int = 0) -> Iterator[dict[str, Array]]:
-  """Frames whose left and right half come from two photographs, each shifted by up to 4 pixels in its own direction."""
-  shifts = dataclasses.replace(pairs, max_severity=0.0)  # shifts and nothing else
-  for step in itertools.count(start_step):
-    batch = shifts.batch(2 * step * batch_size, 2 * batch_size)
-    yield side_by_side(batch['frames'], batch['flow'], size=pairs.size)
+def measure_long_alone(num_bytes: int) -> dict[str, float]:
+  """`measure_long` in a process of its own."""
+  return in_fresh_process('perceiver_lib.lessons.attention_maps:measure_long', num_bytes=num_bytes)
 
 
-def flow_model(recipe: FlowRecipe, *, seed: int) -> PerceiverIO:
-  """Notebook 03's model, untrained."""
-  config = PerceiverIOConfig.optical_flow(
-    image_shape=(recipe.size, recipe.size),
-    num_latents=recipe.num_latents,
-    num_latent_channels=recipe.num_latent_channels,
-    num_self_attends=recipe.num_layers,
-    num_heads=4,
-    num_cross_heads=recipe.num_cross_heads,
-    qk_channels=recipe.num_latent_channels,
-    num_bands=recipe.num_bands,
+# Lines of text, asked for byte by byte.
+
+
+def lines_with_holes(
+  documents: Documents, length: int, batch_size: int, *, seed: int, mask_rate: float = 0.15
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+  """From a step to batches of random crops with whole words hidden: 'ids' with MASK, and the 'labels' of all bytes."""
+  crops = RandomCrops(documents, length, batch_size, seed=seed)
+  return lambda start_step: (
+    _with_holes(crops.batch(step), np.random.default_rng((seed, 3, step)), mask_rate)
+    for step in itertools.count(start_step)
   )
-  return PerceiverIO(config, rngs=nnx.Rngs(seed))
 
 
-def train_two_motions(
-  model: PerceiverIO,
-  read: ReadFlow,
-  pairs: FlowPairs,
-  validation: Arrays,
-  *,
-  recipe: FlowRecipe,
-  seed: int,
-  **fit_settings: Any,
-) -> FitResult:
-  """Notebook 03's model and loss on `two_motions`."""
-  num_steps = recipe.train_steps
+def held_out_lines(documents: Documents, length: int, count: int, mask_rate: float = 0.15) -> dict[str, np.ndarray]:
+  """Windows spread evenly over held-out documents: 'bytes', 'labels', and 'ids' with hidden words."""
+  windows = Windows(documents, length)
+  raw = windows.rows(np.linspace(0, len(windows) - 1, count).astype(np.int64).tolist())
+  return {'bytes': raw['bytes']} | _with_holes(raw, np.random.default_rng(0), mask_rate)
 
-  def loss(model: nnx.Module, batch: Arrays, rngs: nnx.Rngs) -> tuple[Array, dict[str, Array]]:
-    truth = rearrange(batch['flow'], 'b h w e -> b (h w) e')
-    rows = jax.random.permutation(rngs.dropout(), truth.shape[1])[: recipe.num_queries]
-    return end_point_error(read.at(model, batch['frames'], rows), truth[:, rows]).mean(), {}
 
-  def validation_error(trained: nnx.Module) -> dict[str, float]:
-    flow = predict(trained, read, evaluation_batches(ArraySource(validation), min(64, len(validation['frames']))))
-    return {'validation_epe': float(end_point_error(flow, validation['flow']).mean())}
+def _with_holes(raw: Mapping[str, Any], random: np.random.Generator, mask_rate: float) -> dict[str, np.ndarray]:
+  hidden = hidden_words(raw, random, rate=mask_rate, num_queries=1)
+  return {'ids': hidden['ids'], 'labels': ByteTokenizer.ids(raw['bytes'], raw['valid'])}
 
-  return fit(
-    model,
-    loss,
-    lambda step: two_motions(pairs, recipe.batch_size, step),
-    optimizer=muon_and_adam(num_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=0.02),
-    num_steps=num_steps,
-    seed=seed,
-    evaluate=validation_error,
-    ema_decay=0.99,
-    **fit_settings,
-  )
+
+def right_of(
+  logits: Float[Array, 'b m e'], labels: Int[Array, 'b m'], *, hidden: Bool[Array, 'b m']
+) -> dict[str, Float[Array, '']]:
+  """Share of the bytes that are right, among the 'visible' and among the 'hidden' ones."""
+  right = jnp.argmax(logits, axis=-1) == labels
+
+  def share(where: Array) -> Array:
+    return jnp.sum(right & where, dtype=jnp.float32) / jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
+
+  return {'visible': share(~hidden), 'hidden': share(hidden)}
 
 
 # Copying.
 
 
-def copy_inputs(rung: mirrored_copy.Rung, count: int, seed: int) -> Tokens:
-  """New sequences of the copy task, all but their last token."""
-  batch = mirrored_copy.copy_batch(rung.length, count, seed + 2_000_003, 0)
-  return mirrored_copy.copy_examples(jnp.asarray(batch['ids']), jnp.asarray(batch['position'])).inputs
-
-
-def copied(model: PerceiverAR, inputs: Tokens) -> Tokens:
-  """The call that all maps of copying are taken of: a latent on each token of the second half."""
-  return model(inputs, num_latents=inputs.num_tokens // 2)
-
-
-def train_copier(recipe: AttentionRecipe, *, seed: int, **fit_settings: Any) -> FitResult:
-  """`mirrored_copy.climb` on its first rung; at each snapshot the history keeps the read of one sequence.
-
-  Its records hold 'map' [h, n, m] and 'lookup', the best head's `attention_probes.lookup_mass` over all sequences.
-  """
-  rung = recipe.copy.ladder[0]
-  inputs = copy_inputs(rung, recipe.num_examples, seed)
+def read_while_learning(
+  copied: Callable[[nnx.Module, Tokens], Tokens], inputs: Tokens, length: int
+) -> Callable[[nnx.Module], dict[str, Any]]:
+  """For `evaluate` of `fit`: the 'map' [h, n, m] of the first sequence's read, and the best head's `lookup_mass`."""
   read = jax.jit(capture_attention(copied, names=['encoder']))
 
-  def snapshot(model: PerceiverAR) -> dict[str, Any]:
+  def snapshot(model: nnx.Module) -> dict[str, Any]:
     output, maps = read(model, inputs)
     weights = np.asarray(maps['encoder.cross_attention.0'].weights)
-    lookup = attention_probes.lookup_mass(weights, np.asarray(output.time), rung.length)
+    lookup = lookup_mass(weights, np.asarray(output.time), length)
     return {'lookup': lookup.max(), 'map': weights[0].astype(np.float16)}
 
-  model = mirrored_copy.copy_model(recipe.copy, seed)
-  return mirrored_copy.climb(
-    model, rung, recipe.copy, seed, evaluate=snapshot, evaluations=recipe.snapshots, **fit_settings
-  )
+  return snapshot
 
 
 # Words.
@@ -307,3 +169,212 @@ def letter_by_letter(source: pronunciation.WordSource, count: int) -> pronunciat
   rows = rows[:: max(1, len(rows) // count)][:count]
   arrays = {name: array[rows] for name, array in source.arrays.items()}
   return pronunciation.WordSource(arrays, [source.words[row] for row in rows], [source.variants[row] for row in rows])
+
+
+# Images.
+
+
+def stripes_share(maps: Float[np.ndarray, '*n y x']) -> float:
+  """Share of the maps' variance that is a function of the row plus a function of the column: 1 for a tartan.
+
+  A map of independent noise has (y + x - 2) / (y x - 1).
+  """
+  rows, columns = maps.mean(-1, keepdims=True), maps.mean(-2, keepdims=True)
+  stripes = rows + columns - maps.mean((-1, -2), keepdims=True)
+  return float(1 - ((maps - stripes) ** 2).mean() / maps.var((-1, -2)).mean())
+
+
+def likeness(maps: Float[np.ndarray, 'b n m'], values: Float[np.ndarray, 'b m']) -> float:
+  """Mean squared correlation of a map with the input's own values: the share of it that is a copy or a negative."""
+  values = (values - values.mean(-1, keepdims=True))[:, None]
+  maps = maps - maps.mean(-1, keepdims=True)
+  norms = (values**2).sum(-1) * (maps**2).sum(-1)
+  return float(((maps * values).sum(-1) ** 2 / np.where(norms > 0, norms, 1)).mean())
+
+
+CHARACTERS: Mapping[str, bytes] = {
+  'a space or line break': b' \n',
+  'punctuation': b'.,;:!?-\'"[]()*_',
+  'a capital': bytes(range(65, 91)),
+  'a vowel': b'aeiou',
+  'a consonant': bytes(set(range(97, 123)) - set(b'aeiou')),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """One head of one latent, and the numbers by which it was chosen."""
+
+  kind: str
+  head: int
+  latent: int
+  position_share: float
+  num_places: float
+  reason: str
+
+
+def position_shares(weights: Float[np.ndarray, 'b h n m']) -> Float[np.ndarray, 'h n']:
+  """Share of each map's variance over characters that is the same in all sentences, hence due to the place alone.
+
+  A map that is flat everywhere has nothing left to explain: 1.
+  """
+  whole = weights.var(-1).mean(0)
+  return np.where(whole > 0, weights.mean(0).var(-1) / np.where(whole > 0, whole, 1), 1)
+
+
+def num_places(weights: Float[np.ndarray, '*n m']) -> Float[np.ndarray, '*n']:
+  """exp(entropy): over how many inputs a map is spread, from 1 to m."""
+  entropy = -np.sum(weights * np.log(np.where(weights > 0, weights, 1)), axis=-1)
+  return np.exp(entropy)
+
+
+def periodicity(weights: Float[np.ndarray, 'b h n m']) -> tuple[Float[np.ndarray, 'h n'], Int[np.ndarray, 'h n']]:
+  """The largest share of the mean map's power that one frequency of 2 or more cycles has, and that frequency."""
+  power = np.abs(np.fft.rfft(weights.mean(0), axis=-1)) ** 2
+  share = power[..., 2:] / np.maximum(power[..., 1:].sum(-1, keepdims=True), 1e-30)
+  return share.max(-1), share.argmax(-1) + 2
+
+
+def preferences(
+  weights: Float[np.ndarray, 'b h n m'], text: UInt8[np.ndarray, 'b m']
+) -> dict[str, Float[np.ndarray, 'h n']]:
+  """How many times the weight a kind of character gets that its places alone would give it: 1 = content is nothing."""
+  kinds = {name: np.isin(text, np.frombuffer(characters, np.uint8)) for name, characters in CHARACTERS.items()}
+  kinds['the first letter of a word'] = word_starts(text)
+  by_place = weights.mean(0)
+  return {
+    name: np.einsum('bhnm,bm->hn', weights, is_kind) / np.maximum(np.einsum('hnm,bm->hn', by_place, is_kind), 1e-30)
+    for name, is_kind in kinds.items()
+  }
+
+
+def word_starts(text: UInt8[np.ndarray, 'b m']) -> Bool[np.ndarray, 'b m']:
+  """Letters behind something that is no letter."""
+  letter = ((text | 32) >= 97) & ((text | 32) <= 122)
+  return letter & ~np.concatenate([np.zeros_like(letter[:, :1]), letter[:, :-1]], axis=1)
+
+
+def three_kinds(weights: Float[np.ndarray, 'b h n m'], text: UInt8[np.ndarray, 'b m']) -> list[Chosen]:
+  """One example each of the paper's three kinds of query (IO, Fig. 7), by a rule and not by eye.
+
+  one place            the largest weight on one place, in the mean over sentences
+  a stretch of places  of the maps that their place explains to 80 % and that hold 3 places or more, the most periodic
+  place and content    the map that its place explains least
+  """
+  shares, places = position_shares(weights), num_places(weights).mean(0)
+  largest, (periodic, _) = weights.mean(0).max(-1), periodicity(weights)
+  spread = np.where((shares >= 0.8) & (places >= 3), periodic, -1)
+  picks = {
+    'one place': (largest, '{:.0%} of the weight on one place'.format),
+    'a stretch of places': (spread, '{:.0%} of the power at one frequency'.format),
+    'place and content': (-shares, lambda value: f'its place explains {-value:.0%} only'),
+  }
+  chosen = []
+  for kind, (score, reason) in picks.items():
+    head, latent = np.unravel_index(score.argmax(), score.shape)
+    chosen.append(
+      Chosen(
+        kind, int(head), int(latent), float(shares[head, latent]), float(places[head, latent]),
+        reason(float(score[head, latent])),
+      )
+    )  # fmt: skip
+  return chosen
+
+
+def lookup_mass(
+  weights: Float[np.ndarray, 'b h n m'], last: Int[np.ndarray, 'b n'], length: int
+) -> Float[np.ndarray, 'h']:
+  """Attention of each head on the byte to be copied, by latents in the second half: 1 = nowhere else.
+
+  The input at index t is followed by the copy of the one at `length` - 2 - t.
+  """
+  copies = last >= length // 2 - 1
+  source = np.clip(length - 2 - last, 0, weights.shape[-1] - 1)
+  mass = np.take_along_axis(weights, source[:, None, :, None], axis=-1)[..., 0]
+  return np.where(copies[:, None], mass, 0).sum((0, 2)) / copies.sum()
+
+
+def uniform_mass(last: Int[np.ndarray, 'b n'], length: int) -> float:
+  """What `lookup_mass` is for weights that are equal over all that a latent may see."""
+  copies = last >= length // 2 - 1
+  return float((copies / (last + 1)).sum() / copies.sum())
+
+
+def profile(
+  weights: Float[np.ndarray, 'b h n m'], offset: Int[np.ndarray, 'n m'], allowed: Bool[np.ndarray, 'n m']
+) -> tuple[Int[np.ndarray, 'd'], Float[np.ndarray, 'h d']]:
+  """Mean attention of each head at each offset between query and key, over the pairs that the rule allows."""
+  offsets = np.unique(offset[allowed])
+  mean = weights.mean(0)
+  rows = [mean[:, allowed & (offset == value)].mean(-1) for value in offsets]
+  return offsets, np.stack(rows, axis=-1)
+
+
+# Flow.
+
+
+def mass_near(
+  maps: Float[np.ndarray, 'b o m'],
+  places: Float[np.ndarray, 'm 2'],
+  centres: Float[np.ndarray, 'b o 2'],
+  radius: float,
+) -> float:
+  """Mass of each query's map within `radius` of a point, over the mass that a flat map would have there."""
+  near = np.linalg.norm(places[None, None] - centres[:, :, None], axis=-1) <= radius
+  exists = near.any(-1)
+  return float(((maps * near).sum(-1)[exists] / near.mean(-1)[exists]).mean())
+
+
+def band_mass(alignment: Float[np.ndarray, 'o m'], width: float = 1.0) -> float:
+  """Mass of an alignment within `width` letters of the diagonal from the first pair to the last."""
+  o, m = alignment.shape
+  diagonal = np.linspace(0, m - 1, o) if o > 1 else np.zeros(1)
+  near = np.abs(np.arange(m)[None] - diagonal[:, None]) <= width
+  return float((alignment * near).sum() / max(alignment.sum(), 1e-30))
+
+
+# Deletion.
+
+Quality = Callable[[Bool[np.ndarray, 'b m']], Float[np.ndarray, 'b']]
+"""Which inputs exist -> how good the answer is, example by example."""
+
+
+def probability_of(logits: Callable[[Bool[Array, 'b m']], Float[Array, 'b e']], right: Int[np.ndarray, 'b']) -> Quality:
+  """Probability of the right answer while inputs are missing: a set can lack members, nothing has to stand in.
+
+  Args:
+    logits: which inputs exist -> scores of the answers.
+  """
+
+  @jax.jit
+  def quality(valid: Array) -> Float[Array, 'b']:
+    return jnp.take_along_axis(jax.nn.softmax(logits(valid)), jnp.asarray(right)[:, None], axis=1)[:, 0]
+
+  return lambda valid: np.asarray(quality(valid))
+
+
+def deletion_curves(
+  quality: Quality,
+  attended: Float[np.ndarray, 'b m'],
+  removable: Bool[np.ndarray, 'b m'],
+  counts: Sequence[int],
+  *,
+  rule: Float[np.ndarray, 'b m'],
+  seed: int,
+) -> dict[str, Float[np.ndarray, 'k']]:
+  """How an answer fares while inputs are taken away: most or least attended first, by a simple rule, or at random.
+
+  Args:
+    quality: which inputs exist -> how good each example's answer is.
+    attended: how much each input was attended to.
+    removable: inputs that may be taken away.
+    counts: how many are gone, from 0.
+    rule: what someone who sees no map would expect to matter, most where it is largest.
+  """
+  random = np.random.default_rng(seed).random(attended.shape)
+  scores = {'most attended': -attended, 'by a simple rule': -rule, 'at random': random, 'least attended': attended}
+  curves = {}
+  for name, score in scores.items():
+    rank = np.argsort(np.argsort(np.where(removable, score, np.inf), axis=1, kind='stable'), axis=1)
+    curves[name] = np.array([quality(~(removable & (rank < count))).mean() for count in counts])
+  return curves

@@ -8,7 +8,7 @@ import pytest
 
 from perceiver_lib.baselines.flow import best_constant
 from perceiver_lib.data import _flow_scenes, _photos
-from perceiver_lib.data.optical_flow import FlowPairs, load_optical_flow, load_stereo_pair, render_scenes
+from perceiver_lib.data.optical_flow import FlowPairs, load_optical_flow, load_stereo_pair, render_scenes, two_motions
 from perceiver_lib.modalities.optical_flow import warp
 from perceiver_lib.scores.flow import flow_metrics
 
@@ -248,3 +248,13 @@ def test_bad_indices_and_scales_are_refused(data_set):
     data_set.test.batch(1, 4)
   with pytest.raises(ValueError, match='got 0'):
     load_stereo_pair(scale=0)
+
+
+def test_two_motions_have_one_shift_each():
+  pairs = load_optical_flow(size=16, held_out_pairs=16).validation
+  batch = next(two_motions(pairs, 4))
+  flow = np.asarray(batch['flow'])
+  assert batch['frames'].shape == (4, 2, 16, 16, 3) and flow.shape == (4, 16, 16, 2)
+  for half in (flow[:, :, :8], flow[:, :, 8:]):
+    np.testing.assert_allclose(half, np.broadcast_to(half[:, :1, :1], half.shape), atol=1e-4)
+  assert (np.abs(flow[:, 0, 0] - flow[:, 0, -1]).max(1) > 0.1).all()

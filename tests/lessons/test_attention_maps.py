@@ -7,31 +7,30 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from perceiver_lib.data import pronunciation
-from perceiver_lib.data.optical_flow import load_optical_flow
-from perceiver_lib.lessons import attention_answers as answers
-from perceiver_lib.lessons import attention_maps as recipe_of
-from perceiver_lib.lessons import attention_probes as probes
-from perceiver_lib.lessons import images, mirrored_copy
-from perceiver_lib.modalities.pixels import pixel_tokens
+from perceiver_lib.data.mirrored_copy import copy_batch
+from perceiver_lib.lessons import attention_maps as lesson
+from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
+from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
+from perceiver_lib.training.sequences import examples_of
 from tests.support import ROUNDING
 
-SMOKE = recipe_of.RECIPES['smoke']
 RANDOM = np.random.default_rng(0)
 
 
 def test_a_tartan_is_all_stripes_and_noise_has_the_share_that_is_stated():
   rows, columns = RANDOM.standard_normal((4, 9, 1)), RANDOM.standard_normal((4, 1, 7))
-  assert probes.stripes_share(rows + columns) == pytest.approx(1)
+  assert lesson.stripes_share(rows + columns) == pytest.approx(1)
   noise = RANDOM.standard_normal((20_000, 5, 4))
-  assert probes.stripes_share(noise) == pytest.approx((5 + 4 - 2) / (5 * 4 - 1), abs=0.01)
+  assert lesson.stripes_share(noise) == pytest.approx((5 + 4 - 2) / (5 * 4 - 1), abs=0.01)
 
 
 def test_likeness_knows_copies_and_negatives():
   values = RANDOM.standard_normal((3, 50))
-  assert probes.likeness(np.stack([values, 2 - 3 * values], axis=1), values) == pytest.approx(1)
-  assert probes.likeness(RANDOM.standard_normal((3, 40, 50)), values) < 0.1
+  assert lesson.likeness(np.stack([values, 2 - 3 * values], axis=1), values) == pytest.approx(1)
+  assert lesson.likeness(RANDOM.standard_normal((3, 40, 50)), values) < 0.1
 
 
 def test_the_three_kinds_are_found_where_they_were_put():
@@ -42,47 +41,47 @@ def test_the_three_kinds_are_found_where_they_were_put():
   place[:, 5] = 1
   periodic = np.tile((np.arange(16) % 4 == 0) / 4.0, (64, 1))
   maps = np.stack([np.full((64, 16), 1 / 16), periodic, is_space / is_space.sum(1, keepdims=True), place], axis=1)
-  chosen = probes.three_kinds(maps[:, None], text)
+  chosen = lesson.three_kinds(maps[:, None], text)
   assert [one.latent for one in chosen] == [3, 1, 2]
   assert chosen[0].position_share == pytest.approx(1) and chosen[2].position_share < 0.3
   assert chosen[1].num_places == pytest.approx(4, rel=1e-3)
-  liked = probes.preferences(maps[:, None], text)
+  liked = lesson.preferences(maps[:, None], text)
   assert max(liked, key=lambda kind: liked[kind][0, 2]) == 'a space or line break'
   assert all(kind[0, 0] == pytest.approx(1) for kind in liked.values() if kind.any())
 
 
 def test_word_starts_are_letters_behind_no_letter():
   text = np.frombuffer(b"To be, 'tis", np.uint8)[None]
-  assert np.flatnonzero(probes.word_starts(text)[0]).tolist() == [0, 3, 8]
+  assert np.flatnonzero(lesson.word_starts(text)[0]).tolist() == [0, 3, 8]
 
 
 def test_a_perfect_lookup_has_all_mass_and_a_flat_one_what_is_stated():
-  rung = SMOKE.copy.ladder[0]
-  inputs = recipe_of.copy_inputs(rung, 2, 0)
-  last = np.tile(np.arange(rung.length // 2 - 1, rung.length - 1), (2, 1))
-  perfect = np.zeros((2, 1, last.shape[1], rung.length - 1))
+  length = 16
+  inputs = examples_of(copy_batch(length, 2, seed=0)).inputs
+  last = np.tile(np.arange(length // 2 - 1, length - 1), (2, 1))
+  perfect = np.zeros((2, 1, last.shape[1], length - 1))
   flat = np.zeros_like(perfect)
   for n, t in enumerate(last[0]):
-    perfect[:, 0, n, rung.length - 2 - t], flat[:, 0, n, : t + 1] = 1, 1 / (t + 1)
-  assert probes.lookup_mass(perfect, last, rung.length) == pytest.approx(1)
-  assert probes.lookup_mass(flat, last, rung.length)[0] == pytest.approx(probes.uniform_mass(last, rung.length))
+    perfect[:, 0, n, length - 2 - t], flat[:, 0, n, : t + 1] = 1, 1 / (t + 1)
+  assert lesson.lookup_mass(perfect, last, length) == pytest.approx(1)
+  assert lesson.lookup_mass(flat, last, length)[0] == pytest.approx(lesson.uniform_mass(last, length))
   ids = np.asarray(inputs.values)
   copied = last[0][:-1]  # the last one is followed by the end token
-  assert np.array_equal(ids[:, copied + 1], ids[:, rung.length - 2 - copied])
+  assert np.array_equal(ids[:, copied + 1], ids[:, length - 2 - copied])
 
 
 def test_a_profile_averages_over_allowed_pairs_only():
   weights = np.arange(6.0).reshape(1, 1, 2, 3)
   offset, allowed = np.array([[0, 1, 2], [-1, 0, 1]]), np.array([[True, True, False], [True, True, True]])
-  offsets, means = probes.profile(weights, offset, allowed)
+  offsets, means = lesson.profile(weights, offset, allowed)
   assert offsets.tolist() == [-1, 0, 1] and means.tolist() == [[3, 2, 3]]
 
 
 def test_flat_maps_are_the_unit_of_mass_near_a_point_and_of_the_band():
   places = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0), indexing='ij'), -1).reshape(-1, 2)
   flat = np.full((2, 3, 64), 1 / 64)
-  assert probes.mass_near(flat, places, RANDOM.uniform(0, 7, (2, 3, 2)), 2) == pytest.approx(1)
-  assert probes.band_mass(np.eye(6)) == 1 and probes.band_mass(np.ones((6, 6))) == pytest.approx(16 / 36)
+  assert lesson.mass_near(flat, places, RANDOM.uniform(0, 7, (2, 3, 2)), 2) == pytest.approx(1)
+  assert lesson.band_mass(np.eye(6)) == 1 and lesson.band_mass(np.ones((6, 6))) == pytest.approx(16 / 36)
 
 
 def test_deleting_the_only_input_that_counts_ruins_the_answer():
@@ -95,52 +94,30 @@ def test_deleting_the_only_input_that_counts_ruins_the_answer():
     assert valid[:, 1].all()
     return valid[np.arange(5), needed].astype(np.float64)
 
-  curves = probes.deletion_curves(quality, attended, removable, [0, 1, 10, 11], rule=-attended, seed=0)
+  curves = lesson.deletion_curves(quality, attended, removable, [0, 1, 10, 11], rule=-attended, seed=0)
   assert curves['most attended'].tolist() == [1, 0, 0, 0]
   assert curves['least attended'].tolist() == curves['by a simple rule'].tolist() == [1, 1, 1, 0]
   assert curves['at random'][0] == 1 and curves['at random'][-1] == 0
 
 
-def test_two_motions_have_one_shift_each():
-  pairs = load_optical_flow(size=16, held_out_pairs=16).validation
-  batch = next(recipe_of.two_motions(pairs, 4))
-  flow = np.asarray(batch['flow'])
-  assert batch['frames'].shape == (4, 2, 16, 16, 3) and flow.shape == (4, 16, 16, 2)
-  for half in (flow[:, :, :8], flow[:, :, 8:]):
-    np.testing.assert_allclose(half, np.broadcast_to(half[:, :1, :1], half.shape), atol=1e-4)
-  assert (np.abs(flow[:, 0, 0] - flow[:, 0, -1]).max(1) > 0.1).all()
-
-
 def test_words_letter_by_letter_have_a_phoneme_a_letter():
-  words = recipe_of.letter_by_letter(pronunciation.load().validation, 9)
+  words = lesson.letter_by_letter(pronunciation.load().validation, 9)
   assert len(words.words) == 9
   for word, phonemes in zip(words.words, words.arrays['phonemes'], strict=True):
     assert len(word) == len(pronunciation.spell(phonemes).split(' ')) and 5 <= len(word) <= 10
 
 
 def test_looking_changes_nothing_and_a_rollout_is_a_distribution():
-  model, view = recipe_of.image_reader(SMOKE, 'learned', (6, 5, 1), 3, seed=0)
-  pictures = RANDOM.integers(0, 256, (4, 6, 5, 1)).astype(np.uint8)
-  tokens = pixel_tokens(jnp.asarray(pictures), integer_positions=view.integer_positions)
-  looked = recipe_of.look(lambda model, tokens: model(tokens), model, tokens, compare=True)
-  assert looked.difference < ROUNDING and len(looked.maps) == 2 * SMOKE.num_reads
-  assert looked.rollout.shape == (4, SMOKE.images.num_latents, 30)
+  model = Perceiver(PerceiverConfig.tiny(pixel_adapter((6, 5, 1), num_bands=2), 3), rngs=nnx.Rngs(0))
+  tokens = pixel_tokens(jnp.asarray(RANDOM.integers(0, 256, (4, 6, 5, 1)).astype(np.uint8)))
+  looked = lesson.look(lambda model, tokens: model(tokens), model, tokens, compare=True)
+  assert looked.difference < ROUNDING and len(looked.maps) == 4
+  assert looked.rollout.shape == (4, 8, 30)
   np.testing.assert_allclose(looked.rollout.sum(-1), 1, atol=1e-5)
-  labels = {'image': pictures, 'label': np.array([0, 1, 2, 0])}
-  quality = answers.probability_of_label(model, images.ReadPixels(integer_positions=True), labels)
+  quality = lesson.probability_of(
+    lambda valid: model(dataclasses.replace(tokens, valid=valid)), np.array([0, 1, 2, 0], np.int32)
+  )
   valid = np.ones((4, 30), bool)
   valid[0, :20] = False
   some, every = quality(valid), quality(np.ones_like(valid))
   assert some[0] != every[0] and np.array_equal(some[1:], every[1:])
-
-
-def test_a_copier_keeps_its_maps_while_it_learns():
-  result = recipe_of.train_copier(dataclasses.replace(SMOKE, num_examples=2), seed=0, progress='silent')
-  records = [record for record in result.history if 'map' in record]
-  assert len(records) == SMOKE.snapshots and [record['step'] for record in records] == [2, 4]
-  rung = SMOKE.copy.ladder[0]
-  shape = (4, rung.length // 2 - 1, rung.length - 1)
-  assert all(np.shape(record['map']) == shape for record in records)
-  assert not np.array_equal(records[0]['map'], records[1]['map'])
-  batch = mirrored_copy.copy_batch(rung.length, 2, 0, 0)
-  assert batch['ids'].shape == (2, rung.length)
