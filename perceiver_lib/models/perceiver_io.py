@@ -23,7 +23,7 @@ from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import round_operands
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.decoder import Decoder, DecoderConfig
-from perceiver_lib.modalities.image import ConvolutionConfig
+from perceiver_lib.models.convolution import ConvolutionConfig
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import InputQueries, LearnedQueries
 from perceiver_lib.tokens import Tokens

@@ -15,8 +15,8 @@ from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig,
 from perceiver_lib.attention.capture import capture_attention
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.modalities.image import ConvolutionConfig
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
+from perceiver_lib.models.convolution import ConvolutionConfig
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.parameters import abstract

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.modalities.image import ConvolutionConfig
+from perceiver_lib.models.convolution import ConvolutionConfig
 from perceiver_lib.positions import grid
 from perceiver_lib.tokens import Tokens
 
