@@ -9,7 +9,7 @@ channels, so that millions of outputs can be decoded chunk by chunk. Any input a
 | learned: a class, a place in a text, a task | `LearnedQueries` | ids of rows, `[b, o]` |
 | positions, of a grid or the user's own | `PositionQueries` | `position_queries(...)` |
 | input features | `InputQueries` | the inputs themselves, or some of them |
-| anything else | `GivenQueries` | channels, `[b, o, f]` |
+| anything else | the user's own, with `num_channels` and `build(rngs)` | what it takes |
 """
 
 from __future__ import annotations
@@ -121,31 +121,6 @@ def position_queries(
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputQueries:
   """The channels that the input adapter makes of a token: each output is asked for by its own input (optical flow)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GivenQueries:
-  """Queries whose values are channels already.
-
-  Attributes:
-    num_channels: width of a query.
-  """
-
-  num_channels: int
-
-  def build(self, rngs: nnx.Rngs) -> GivenQueryAdapter:
-    return GivenQueryAdapter(self)
-
-
-class GivenQueryAdapter(nnx.Module):
-  def __init__(self, config: GivenQueries):
-    self.num_channels = config.num_channels
-
-  def __call__(self, tokens: Tokens) -> Float[Array, 'b o f']:
-    shape = tokens.values.shape
-    if len(shape) != 3 or shape[-1] != self.num_channels:
-      raise ValueError(f'The decoder takes queries [b, o, {self.num_channels}]; got shape {shape}.')
-    return tokens.values
 
 
 QueryConfig = AdapterConfig | InputQueries

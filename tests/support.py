@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 from flax import nnx
+
+from perceiver_lib.tokens import Tokens
 
 ROUNDING = 1e-6
 """Two float32 computations that differ in the order of a few sums: largest difference over the largest magnitude."""
@@ -42,6 +45,18 @@ def compiled(function: Callable, *arguments: Any, **settings: Any) -> Any:
   return jax.jit(functools.partial(function, **settings))(*arguments)
 
 
+def value_and_gradients(function: Callable[..., jax.Array], *arguments: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+  """The output, and the gradients of the sum of its sines by every argument."""
+
+  def loss(*arguments: Any) -> tuple[jax.Array, jax.Array]:
+    output = function(*arguments)
+    return jnp.sum(jnp.sin(output)), output
+
+  every = tuple(range(len(arguments)))
+  (_, output), gradients = compiled(jax.value_and_grad(loss, argnums=every, has_aux=True), *arguments)
+  return output, gradients
+
+
 def assert_close_in_norm(actual, expected, tolerance: float) -> None:
   actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
   assert actual.shape == expected.shape
@@ -57,6 +72,20 @@ def as_users_call() -> Iterator[None]:
     yield
   finally:
     jaxtyping.config.update('jaxtyping_disable', False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenQueries:
+  """Queries whose values are channels already, for comparison with the reference."""
+
+  num_channels: int
+
+  def build(self, rngs: nnx.Rngs) -> Callable[[Tokens], jax.Array]:
+    return given_channels
+
+
+def given_channels(tokens: Tokens) -> jax.Array:
+  return tokens.values
 
 
 def set_parameters(module: nnx.Module, parameters: Mapping[str, np.ndarray]) -> None:

@@ -9,7 +9,7 @@ from flax import nnx
 from perceiver_lib.adapters import LearnedPositions
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.positions import FourierFeatures, grid, indices
-from perceiver_lib.queries import GivenQueries, LearnedQueries, PositionQueries, position_queries
+from perceiver_lib.queries import LearnedQueries, PositionQueries, position_queries
 from perceiver_lib.tokens import Tokens
 from tests.support import as_users_call
 
@@ -58,13 +58,6 @@ def test_learned_positions_as_queries_need_integer_coordinates():
   assert queries(position_queries(indices((2, 3)), batch_size=2)).shape == (2, 6, config.num_channels) == (2, 6, 4)
   with as_users_call(), pytest.raises(ValueError, match='needs integer positions'):
     queries(position_queries(grid((2, 3)), batch_size=2))
-
-
-def test_given_queries_of_the_wrong_width_are_refused():
-  queries = GivenQueries(num_channels=7).build(nnx.Rngs(0))
-  assert queries(Tokens(values=jnp.ones((1, 2, 7)))).shape == (1, 2, 7)
-  with pytest.raises(ValueError, match=r'queries \[b, o, 7\]; got shape \(1, 2, 5\)'):
-    queries(Tokens(values=jnp.ones((1, 2, 5))))
 
 
 def test_modalities_are_padded_to_one_width_by_a_vector_of_their_own():

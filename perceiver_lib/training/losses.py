@@ -13,7 +13,6 @@ def cross_entropy(
   *,
   valid: Bool[Array, '...'] | None = None,
   reduction: str = 'mean',
-  label_smoothing: float = 0.0,
   z_loss: float = 0.0,
 ) -> Float[Array, '...']:
   """Softmax cross-entropy in nats, in float32 whatever the dtype of the logits.
@@ -26,7 +25,6 @@ def cross_entropy(
     valid: False = no target here: the position's logits and label are not even read.
     reduction: 'mean' over the valid positions (0 where none is valid), their 'sum', or 'none': one loss a position,
       0 where invalid.
-    label_smoothing: share of the target spread evenly over all e classes (Szegedy et al. 2016, section 7).
     z_loss: weight of log(Z)^2, which keeps the softmax normaliser near 1 (PaLM, section 5; 1e-4 in Perceiver AR).
 
   Raises:
@@ -50,8 +48,6 @@ def cross_entropy(
   target = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode='fill', fill_value=jnp.nan)[..., 0]
   # Negative labels count from the end in NumPy indexing; here they are a mistake like any other.
   target = jnp.where(labels < 0, jnp.nan, target)
-  if label_smoothing:
-    target = (1.0 - label_smoothing) * target + label_smoothing * logits.mean(-1)
   loss = log_normaliser - target
   if z_loss:
     loss = loss + z_loss * jnp.square(log_normaliser)

@@ -1,4 +1,4 @@
-"""Three recipes over optax: AdamW for small trainings, Muon where minutes must do, LAMB as the papers trained."""
+"""Two recipes over optax: AdamW for small trainings, Muon where minutes must do."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def adamw_warmup_cosine(
   if not 0 <= warmup_steps < num_steps:
     raise ValueError(f'warmup_steps must be in [0, num_steps); got {warmup_steps} of {num_steps} steps.')
   # One past the end: the last update still has a learning rate above zero, and so has the first.
-  cosine = optax.cosine_decay_schedule(peak, num_steps - warmup_steps)
-  warmup = optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps)
-  schedule = optax.join_schedules([warmup, cosine], [warmup_steps]) if warmup_steps else cosine
+  schedule = optax.warmup_cosine_decay_schedule(peak / (warmup_steps + 1), peak, warmup_steps, num_steps)
   return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask))
 
 
@@ -72,25 +70,3 @@ def layer_kernels(params: Any) -> Any:
     return contrib.MuonDimensionNumbers() if leaf.ndim == 2 and 'kernel' in names and not final else None
 
   return jax.tree_util.tree_map_with_path(dimensions, params)
-
-
-def lamb_constant_cosine(
-  peak: float, num_steps: int, *, constant_fraction: float = 0.5, weight_decay: float = 0.1, clip: float = 10.0
-) -> optax.GradientTransformation:
-  """LAMB (You et al. 2020) as Perceiver IO was trained on ImageNet: constant, then a cosine to zero, no warm-up.
-
-  Perceiver IO appendix A and google-deepmind/deepmind-research `perceiver/train/experiment.py`, where
-  peak = 5e-4 x batch size / 256. Adam's epsilon is 1e-6 there.
-  """
-  constant_steps = round(constant_fraction * num_steps)
-  schedule = optax.join_schedules(
-    [optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, max(1, num_steps - constant_steps))],
-    [constant_steps],
-  )
-  return optax.chain(
-    optax.clip_by_global_norm(clip),
-    optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-6),
-    optax.add_decayed_weights(weight_decay, decay_mask),
-    optax.scale_by_trust_ratio(),
-    optax.scale_by_learning_rate(schedule),
-  )

@@ -165,7 +165,7 @@ def latent_targets(examples: NextTokens, latents: Tokens) -> tuple[Int[Array, 'b
 
 
 def next_token_loss(
-  logits: Tokens, examples: NextTokens, *, z_loss: float = 0.0, label_smoothing: float = 0.0
+  logits: Tokens, examples: NextTokens, *, z_loss: float = 0.0
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """Mean loss in nats over the scored latents of a batch, and {'nats_per_token', 'accuracy'} without the extra terms.
 
@@ -175,7 +175,7 @@ def next_token_loss(
       the mean leaves a step of Adam the same.
   """
   targets, scored = latent_targets(examples, logits)
-  loss = cross_entropy(logits.values, targets, valid=scored, z_loss=z_loss, label_smoothing=label_smoothing)
+  loss = cross_entropy(logits.values, targets, valid=scored, z_loss=z_loss)
   measured = {
     'nats_per_token': cross_entropy(logits.values, targets, valid=scored),
     'accuracy': metrics.accuracy(logits.values, targets, valid=scored),

@@ -7,16 +7,14 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import metrics
 from perceiver_lib.training.losses import cross_entropy
-from perceiver_lib.training.sequences import NextTokens, at_latents, latent_targets, next_tokens
+from perceiver_lib.training.sequences import at_latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,41 +128,3 @@ def _scored_nats(num_latents: int):
     return {'nats_per_token': (cross_entropy(logits.values, targets, valid=scored, reduction='none'), scored)}
 
   return scored_nats
-
-
-def continuation_log_probability(
-  model: nnx.Module,
-  prompts: Sequence[Sequence[int]],
-  continuations: Sequence[Sequence[int]],
-  *,
-  num_latents: int,
-) -> Float[Array, 'b']:
-  """log p(continuation | prompt) in nats, a row each.
-
-  Every token of a continuation is predicted by a latent; latents beyond those sit on the end of the prompt. More
-  latents mean more depth behind each prediction, so compare candidates at one number.
-
-  Raises:
-    ValueError: for an empty prompt or continuation, or one that is longer than the latents.
-  """
-  if len(prompts) != len(continuations) or not all(map(len, prompts)) or not all(map(len, continuations)):
-    raise ValueError('Each prompt needs its continuation, and both at least one token.')
-  longest = max(map(len, continuations))
-  if longest > num_latents:
-    raise ValueError(f'A continuation of {longest} tokens needs as many latents; got {num_latents}.')
-  rows = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
-  length = max(map(len, rows))
-  ids, valid, labels = np.zeros((len(rows), length), np.int32), *np.zeros((2, len(rows), length), bool)
-  for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-    ids[number, : len(row)], valid[number, : len(row)] = row, True
-    labels[number, len(prompt) : len(row)] = True
-  examples = next_tokens(jnp.asarray(ids), valid=jnp.asarray(valid), label_mask=jnp.asarray(labels))
-  graphdef, params = nnx.split(model)
-  return _log_probability(params, examples, graphdef=graphdef, num_latents=num_latents)
-
-
-@functools.partial(jax.jit, static_argnames=('graphdef', 'num_latents'))
-def _log_probability(params: Any, examples: NextTokens, *, graphdef: Any, num_latents: int) -> Float[Array, 'b']:
-  logits = nnx.merge(graphdef, params)(examples.inputs, num_latents=num_latents)
-  targets, scored = latent_targets(examples, logits)
-  return -cross_entropy(logits.values, targets, valid=scored, reduction='none').sum(axis=1)

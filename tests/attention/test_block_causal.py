@@ -16,7 +16,7 @@ from perceiver_lib.attention.block_causal import block_causal_attend
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.positions import Rotary
 from perceiver_lib.tokens import Tokens, may_attend
-from tests.support import ROUNDING, assert_close, compiled
+from tests.support import ROUNDING, assert_close, value_and_gradients
 
 BATCH, STEPS, LATENTS, CHANNELS = 2, 7, 3, 10
 NUM = STEPS * LATENTS
@@ -49,14 +49,7 @@ def test_equals_the_reference_in_outputs_and_gradients(block_rows, padded):
       k, v = (jnp.where(valid[:, None, :, None], array, jnp.nan) for array in (k, v))
     return block_causal_attend(q, k, v, time=time, valid=valid, **rows)
 
-  def value_and_gradients(function):
-    def loss(q, k, v):
-      output = function(q, k, v)
-      return jnp.sum(jnp.sin(output)), output
-
-    return compiled(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), q, k, v)
-
-  assert_close(value_and_gradients(blocks), value_and_gradients(reference))
+  assert_close(value_and_gradients(blocks, q, k, v), value_and_gradients(reference, q, k, v))
 
 
 def test_computes_the_lower_triangle_of_blocks_and_nothing_else():

@@ -24,10 +24,10 @@ from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.models.unified_cached import start, step
-from perceiver_lib.queries import GivenQueries
+from perceiver_lib.parameters import filled
 from perceiver_lib.tokens import Tokens
 from tests.reference import numpy_perceiver as reference
-from tests.support import STREAMED, assert_close, parameters_of
+from tests.support import STREAMED, GivenQueries, assert_close, parameters_of
 
 B, M, O, C, T, S = 2, 13, 7, 5, 3, 2
 LAYERS = {'cross_attend': LayerConfig(num_heads=2, qk_channels=6), 'self_attend': LayerConfig(num_heads=2)}
@@ -49,44 +49,22 @@ def tokens(values, time=None, valid=None):
   return Tokens(values=jnp.asarray(values), time=time, valid=valid)
 
 
-def livened(model):
-  """Every parameter random: tables and heads that start small or at zero would make flat maps."""
-  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-  random = np.random.default_rng(1)
-  leaves = [leaf + jnp.asarray(random.normal(scale=0.15, size=leaf.shape), jnp.float32) for leaf in leaves]
-  nnx.update(model, jax.tree.unflatten(structure, leaves))
-  return model
-
-
 @functools.cache
 def models():
   sizes = {'num_latents': 4, 'num_latent_channels': 8, 'num_self_attends_per_block': 2}
   unified = {name: value for name, value in sizes.items() if name != 'num_latents'}
-  return {
-    'perceiver': livened(
-      Perceiver(
-        PerceiverConfig(input_adapter=ADAPTER, num_outputs=3, num_cross_attends=3, num_blocks=3, **sizes, **LAYERS),
-        rngs=nnx.Rngs(0),
-      )
-    ),
-    'io': livened(
-      PerceiverIO(PerceiverIOConfig(input_adapter=ADAPTER, decoder=DECODER, **sizes, **LAYERS), rngs=nnx.Rngs(0))
-    ),
-    'unified': livened(
-      UnifiedPerceiver(
-        UnifiedPerceiverConfig(
-          input_adapter=ADAPTER,
-          latents=LearnedLatents(num_latents=S, num_timesteps=T),
-          decoder=DECODER,
-          **unified,
-          **LAYERS,
-        ),
-        rngs=nnx.Rngs(0),
-      )
-    ),
+  repeated = PerceiverConfig(input_adapter=ADAPTER, num_outputs=3, num_cross_attends=3, num_blocks=3, **sizes, **LAYERS)
+  latents = LearnedLatents(num_latents=S, num_timesteps=T)
+  timed = UnifiedPerceiverConfig(input_adapter=ADAPTER, latents=latents, decoder=DECODER, **unified, **LAYERS)
+  made = {
+    'perceiver': Perceiver(repeated, rngs=nnx.Rngs(0)),
+    'io': PerceiverIO(PerceiverIOConfig(input_adapter=ADAPTER, decoder=DECODER, **sizes, **LAYERS), rngs=nnx.Rngs(0)),
+    'unified': UnifiedPerceiver(timed, rngs=nnx.Rngs(0)),
     'ar': ar_model('shared'),
     'ar query_norm': ar_model('query_norm'),
   }
+  # Tables and heads that start small or at zero would make flat maps.
+  return {name: filled(model, scale=0.15, seed=1) for name, model in made.items()}
 
 
 def ar_model(key_norm):
@@ -101,7 +79,7 @@ def ar_model(key_norm):
     cross_attend=layer,
     self_attend=layer,
   )
-  return livened(PerceiverAR(config, rngs=nnx.Rngs(0)))
+  return PerceiverAR(config, rngs=nnx.Rngs(0))
 
 
 def call(path, model, inputs, **settings):

@@ -11,18 +11,17 @@ from flax import nnx
 from perceiver_lib.attention.products import LayerNorm, Linear, added
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.tokens import Tokens
-from tests.support import assert_close
+from tests.support import assert_close, value_and_gradients
 
 CHANNELS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6)), jnp.float32)
 
 
 @pytest.mark.parametrize(('ours', 'theirs', 'sizes'), [(Linear, nnx.Linear, (6, 4)), (LayerNorm, nnx.LayerNorm, (6,))])
 def test_outputs_and_gradients_are_those_of_nnx(ours, theirs, sizes):
-  def value_and_gradients(kind):
-    loss = lambda layer, channels: jnp.sum(jnp.sin(layer(channels)))  # noqa: E731
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(kind(*sizes, rngs=nnx.Rngs(0)), CHANNELS)
-
-  (value, (layer, channels)), (expected_value, (expected_layer, expected)) = map(value_and_gradients, (ours, theirs))
+  apply = lambda layer, channels: layer(channels)  # noqa: E731
+  (value, (layer, channels)), (expected_value, (expected_layer, expected)) = (
+    value_and_gradients(apply, kind(*sizes, rngs=nnx.Rngs(0)), CHANNELS) for kind in (ours, theirs)
+  )
   assert_close([value, channels], [expected_value, expected])
   assert_close(jax.tree.leaves(nnx.state(layer)), jax.tree.leaves(nnx.state(expected_layer)))
 

@@ -23,11 +23,11 @@ from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
-from perceiver_lib.queries import GivenQueries
+from perceiver_lib.parameters import filled
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.fit import fit
 from perceiver_lib.training.losses import cross_entropy
-from tests.support import BFLOAT16, ROUNDING, assert_close, assert_close_in_norm
+from tests.support import BFLOAT16, ROUNDING, GivenQueries, assert_close, assert_close_in_norm
 
 RANDOM = np.random.default_rng(0)
 IDS = Tokens(values=jnp.asarray(RANDOM.integers(0, 9, (2, 24)), jnp.int32))
@@ -86,14 +86,8 @@ def latents_in_blocks(monkeypatch):
 def pair_of(name: str) -> tuple[nnx.Module, nnx.Module]:
   """The float32 model and the mixed one, with the same random weights."""
   kind, config, _ = CASES[name]
-  plain, mixed = (kind(dataclasses.replace(config, mixed_precision=on), rngs=nnx.Rngs(0)) for on in (False, True))
-  leaves, structure = jax.tree.flatten(nnx.state(plain, nnx.Param))
-  random = np.random.default_rng(1)
-  # Published starts at zero would hide what follows them.
-  leaves = [leaf + jnp.asarray(random.normal(scale=0.2, size=leaf.shape), jnp.float32) for leaf in leaves]
-  for model in (plain, mixed):
-    nnx.update(model, jax.tree.unflatten(structure, leaves))
-  return plain, mixed
+  pair = (kind(dataclasses.replace(config, mixed_precision=on), rngs=nnx.Rngs(0)) for on in (False, True))
+  return tuple(filled(model, scale=0.2, seed=1) for model in pair)
 
 
 def gradient_of(name: str):

@@ -17,6 +17,7 @@ from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.generation.beam_search import beam_search
 from perceiver_lib.generation.stream import GREEDY, Sampler, generate, stream
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.parameters import filled
 from perceiver_lib.tokens import Tokens
 from tests.support import assert_close
 
@@ -30,11 +31,7 @@ VALID = np.array([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]], bool)
 
 def model_of(seed: int = 0, **changes) -> PerceiverAR:
   model = PerceiverAR(dataclasses.replace(PerceiverARConfig.tiny(VOCABULARY), **changes), rngs=nnx.Rngs(seed))
-  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-  nnx.update(model, jax.tree.unflatten(structure, moved))
-  return model
+  return filled(model, scale=0.3, seed=seed)
 
 
 def recomputed(model: PerceiverAR, window: LatentWindow, row: list[int], tokens: list[int]) -> list[np.ndarray]:

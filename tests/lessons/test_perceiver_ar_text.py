@@ -17,6 +17,7 @@ from perceiver_lib.lessons import text_probes as probes
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, VOCAB_SIZE, ByteTokenizer
 from perceiver_lib.models.last_inputs import gathered, last_valid, validity
 from perceiver_lib.models.perceiver_ar import PerceiverAR
+from perceiver_lib.parameters import filled
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.optimizers import layer_kernels
 from tests.support import assert_close
@@ -39,12 +40,7 @@ class Mirror(nnx.Module):
 
 
 def perturbed(seed: int = 0) -> PerceiverAR:
-  model = PerceiverAR(recipe_of.language_config(SMOKE), rngs=nnx.Rngs(seed))
-  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-  nnx.update(model, jax.tree.unflatten(structure, moved))
-  return model
+  return filled(PerceiverAR(recipe_of.language_config(SMOKE), rngs=nnx.Rngs(seed)), scale=0.1, seed=seed)
 
 
 def test_a_sequence_is_its_own_mirror_image_and_positions_of_a_byte_and_its_copy_sum_to_zero():

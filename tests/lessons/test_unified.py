@@ -20,7 +20,7 @@ from perceiver_lib.lessons import unified_pronunciation as speech
 from perceiver_lib.lessons import unified_rule as rule
 from perceiver_lib.models.transformer import Transformer
 from perceiver_lib.models.unified import UnifiedPerceiver
-from perceiver_lib.parameters import abstract
+from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.scores import causality
 from tests.support import ROUNDING, assert_close
 
@@ -124,12 +124,7 @@ def test_both_reads_of_the_bytes_compute_the_same_loss():
 def digit_model():
   recipe = unified_digits.RECIPES['smoke']
   model = UnifiedPerceiver(unified_digits.digit_config(recipe, (28, 28, 1)), rngs=nnx.Rngs(0))
-  random = np.random.default_rng(0)
-  state = jax.tree.map(
-    lambda leaf: leaf + random.normal(scale=0.2, size=leaf.shape).astype(np.float32), nnx.state(model)
-  )
-  nnx.update(model, state)
-  return model
+  return filled(model, scale=0.2)
 
 
 def test_names_are_bytes_and_a_namer_spells_what_it_scores_highest():

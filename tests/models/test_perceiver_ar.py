@@ -20,6 +20,7 @@ from perceiver_lib.adapters import (
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.models.last_inputs import last_valid
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.parameters import filled
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 from tests.reference import numpy_perceiver as reference
@@ -29,18 +30,9 @@ from tests.support import GOLDEN, ROUNDING, assert_close, compiled, parameters_o
 VOCABULARY = 11
 
 
-def randomised(model: nnx.Module, seed: int = 0, *, scale: float = 0.3) -> nnx.Module:
-  """Moves every parameter, because the head of a fresh model is zero and would hide everything."""
-  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  moved = [leaf + scale * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-  nnx.update(model, jax.tree.unflatten(structure, moved))
-  return model
-
-
 def tiny(*, scale: float = 0.3, **changes) -> PerceiverAR:
   config = dataclasses.replace(PerceiverARConfig.tiny(VOCABULARY), num_latents=5, **changes)
-  return randomised(PerceiverAR(config, rngs=nnx.Rngs(0)), scale=scale)
+  return filled(PerceiverAR(config, rngs=nnx.Rngs(0)), scale=scale)
 
 
 def ids(b: int, m: int, seed: int = 1) -> np.ndarray:
@@ -155,7 +147,7 @@ MASKS = np.array(
 @pytest.mark.parametrize('chunk_size', [None, 4])
 @pytest.mark.parametrize('key_norm', ['shared', 'query_norm'])
 def test_the_jacobian_of_every_output_is_exactly_zero_for_later_and_invalid_inputs(key_norm, chunk_size):
-  model = randomised(of_channels(Rotary(), key_norm=key_norm))
+  model = filled(of_channels(Rotary(), key_norm=key_norm), scale=0.3)
   values = jnp.asarray(np.random.default_rng(2).standard_normal((len(MASKS), 11, LATENT_CHANNELS)), jnp.float32)
 
   def of_row(row, valid):
@@ -178,7 +170,7 @@ def test_the_jacobian_of_every_output_is_exactly_zero_for_later_and_invalid_inpu
 
 @pytest.mark.parametrize('chunk_size', [None, 4])
 def test_nan_in_later_or_invalid_inputs_leaves_earlier_outputs_bit_identical(chunk_size):
-  model = randomised(of_channels(Rotary()))
+  model = filled(of_channels(Rotary()), scale=0.3)
   run = jax.jit(lambda values: model(Tokens(values=values, valid=jnp.asarray(MASKS)), chunk_size=chunk_size).values)
   values = np.random.default_rng(3).standard_normal((len(MASKS), 11, LATENT_CHANNELS)).astype(np.float32)
   indices, clean = reference.last_valid(MASKS, LATENTS), np.asarray(run(values))

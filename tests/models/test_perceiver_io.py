@@ -21,10 +21,10 @@ from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.parameters import abstract
 from perceiver_lib.positions import FourierFeatures, grid
-from perceiver_lib.queries import GivenQueries, InputQueries, LearnedQueries, PositionQueries, position_queries
+from perceiver_lib.queries import InputQueries, LearnedQueries, PositionQueries, position_queries
 from perceiver_lib.tokens import Tokens
 from tests.reference import make_golden
-from tests.support import GOLDEN, STREAMED, as_users_call, assert_close, compiled, renamed, set_parameters
+from tests.support import GOLDEN, STREAMED, GivenQueries, as_users_call, assert_close, compiled, renamed, set_parameters
 
 FOURIER = FourierFeatures(num_bands=3, max_resolution=(5, 7))
 FEATURES = FeatureAdapterConfig(num_values=3, position=FOURIER)

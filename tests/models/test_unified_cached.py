@@ -24,6 +24,7 @@ from perceiver_lib.models.unified import (
   UnifiedPerceiverConfig,
 )
 from perceiver_lib.models.unified_cached import latents_so_far, start, step
+from perceiver_lib.parameters import filled
 from perceiver_lib.positions import FourierFeatures, Rotary
 from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
@@ -53,12 +54,7 @@ def model_of(window=None, num_blocks=1, *, frames=True):
     self_attend=LayerConfig(num_heads=2, rotary=Rotary()),
     decoder=FRAME_DECODER if frames else IdentityDecoderConfig(num_outputs=VOCABULARY),
   )
-  model = UnifiedPerceiver(config, rngs=nnx.Rngs(0))
-  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-  random = np.random.default_rng(1)
-  leaves = [leaf + jnp.asarray(random.normal(scale=0.3, size=leaf.shape), jnp.float32) for leaf in leaves]
-  nnx.update(model, jax.tree.unflatten(structure, leaves))
-  return model
+  return filled(UnifiedPerceiver(config, rngs=nnx.Rngs(0)), scale=0.3, seed=1)
 
 
 def frame_tokens(values):

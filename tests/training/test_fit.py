@@ -387,8 +387,7 @@ def test_same_losses_on_one_and_on_eight_devices():
   assert 'multiple of the number of devices' in results['uneven']
 
 
-def test_lamb_follows_the_recipe():
-  """Weight decay spares biases and norm scales only; the rate is constant for half of the steps, then falls to zero."""
+def test_weight_decay_spares_biases_and_norm_scales_only():
   params = {
     'latents': jnp.ones((3, 5)),
     'norm': {'scale': jnp.ones(5), 'bias': jnp.ones(5)},
@@ -401,14 +400,3 @@ def test_lamb_follows_the_recipe():
   }
   model = Classifier(rngs=nnx.Rngs(0))
   assert nnx.to_pure_dict(optimizers.decay_mask(nnx.state(model, nnx.Param)))['head'] == {'bias': False, 'kernel': True}
-  tx = optimizers.lamb_constant_cosine(1e-2, 20)
-  state, sizes = tx.init(params), []
-  gradients = jax.tree.map(jnp.ones_like, params)
-  with jax.numpy_dtype_promotion('standard'):
-    for _ in range(21):
-      updates, state = tx.update(gradients, state, params)
-      # The trust ratio makes every update as long as its parameter, times the learning rate.
-      sizes.append(float(jnp.linalg.norm(updates['latents']) / jnp.linalg.norm(params['latents'])))
-  np.testing.assert_allclose(sizes[:11], 1e-2, rtol=1e-5)
-  np.testing.assert_allclose(sizes[15], 5e-3, rtol=1e-4)
-  assert sizes[20] == 0.0

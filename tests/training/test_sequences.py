@@ -14,6 +14,7 @@ from flax import nnx
 
 from perceiver_lib.models.last_inputs import last_valid
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.parameters import filled
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.sequences import (
   FullLatents,
@@ -23,7 +24,7 @@ from perceiver_lib.training.sequences import (
   next_tokens,
   random_crop,
 )
-from perceiver_lib.training.strided import StridedWindows, continuation_log_probability, evaluate_strided
+from perceiver_lib.training.strided import StridedWindows, evaluate_strided
 from tests.support import assert_close
 
 VOCABULARY, BEGIN = 7, 0
@@ -31,11 +32,7 @@ VOCABULARY, BEGIN = 7, 0
 
 def tiny(**changes) -> PerceiverAR:
   model = PerceiverAR(dataclasses.replace(PerceiverARConfig.tiny(VOCABULARY), **changes), rngs=nnx.Rngs(0))
-  leaves, structure = jax.tree.flatten(nnx.state(model, nnx.Param))
-  keys = jax.random.split(jax.random.key(0), len(leaves))
-  moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-  nnx.update(model, jax.tree.unflatten(structure, moved))
-  return model
+  return filled(model, scale=0.3)
 
 
 def forward(model: PerceiverAR, row: list[int], num_latents: int) -> np.ndarray:
@@ -198,20 +195,3 @@ def test_strided_evaluation_refuses_bytes_without_a_latent():
     dataclasses.replace(windows, stride=9)
   with pytest.raises(ValueError, match='all of these are empty'):
     dataclasses.replace(windows, documents=[np.arange(0)])
-
-
-def test_continuations_have_the_probability_of_their_tokens_whatever_else_is_in_the_batch():
-  model = tiny()
-  prompts, continuations = [[1, 2, 3], [4], [1, 2, 3, 4, 5, 6]], [[4, 5], [1, 2, 3], [6, 1, 2]]
-  together = continuation_log_probability(model, prompts, continuations, num_latents=3)
-  for row, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
-    log_p = forward(model, [*prompt, *continuation[:-1]], 3)
-    expected = sum(float(log_p[place - len(continuation), token]) for place, token in enumerate(continuation))
-    assert_close(together[row], expected, 1e-5)
-  # Over all continuations of one token the probabilities sum to one.
-  every = continuation_log_probability(model, [[1, 2]] * VOCABULARY, [[t] for t in range(VOCABULARY)], num_latents=2)
-  assert_close(jnp.exp(every).sum(), 1.0, 1e-5)
-  with pytest.raises(ValueError, match='needs as many latents'):
-    continuation_log_probability(model, prompts, continuations, num_latents=2)
-  with pytest.raises(ValueError, match='at least one token'):
-    continuation_log_probability(model, [[]], [[1]], num_latents=2)
