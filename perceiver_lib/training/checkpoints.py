@@ -10,15 +10,12 @@ import json
 import logging
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from perceiver_lib.files import replacing
 
@@ -242,65 +239,3 @@ def _first_line(error: Exception) -> str:
     return f'{os.strerror(errno.ENOSPC)}.'
   line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
   return line if line.endswith('.') else f'{line}.'
-
-
-def _flat_arrays(model: nnx.Module) -> tuple[Any, Any, dict[str, Any]]:
-  graphdef, random, state = nnx.split(model, nnx.RngState, ...)
-  return graphdef, random, {'/'.join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-
-
-def save_model(path: str | os.PathLike, model: nnx.Module) -> Path:
-  """Writes all weights (and running statistics) to one `.npz`, one array a parameter path such as 'encoder/latents'.
-
-  bfloat16, which the format lacks, is stored as float32; `load_model` gets the same bits back.
-
-  Raises:
-    CheckpointError: if the file cannot be written; an earlier file of that name stays whole.
-  """
-  path = Path(path).expanduser()
-  arrays = {name: np.asarray(leaf[...]) for name, leaf in _flat_arrays(model)[2].items()}
-  arrays = {name: a.astype(np.float32) if a.dtype == jnp.bfloat16 else a for name, a in arrays.items()}
-  writing = path.with_name(f'.writing_{path.name}')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(writing, 'wb') as file:
-      np.savez(file, **arrays)
-    os.replace(writing, path)
-  except OSError as error:
-    writing.unlink(missing_ok=True)
-    raise CheckpointError(f'Weights could not be written to {path}: {error.strerror}. Name another place.') from error
-  return path
-
-
-def load_model(path: str | os.PathLike, model: nnx.Module) -> nnx.Module:
-  """A copy of `model` with the weights of `save_model`; `model` itself stays as it is.
-
-  Raises:
-    FileNotFoundError: if there is no such file.
-    CheckpointError: if the file is damaged, or its names or shapes are not those of the model.
-  """
-  try:
-    # Opened here, because np.load leaves a damaged file open.
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as stored:
-      arrays = dict(stored)
-  except FileNotFoundError:
-    raise FileNotFoundError(f'There is no weight file {path}; write one with save_model.') from None
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise CheckpointError(
-      f'The weight file {path} is damaged or no .npz: {_first_line(error)} Fetch it again.'
-    ) from None
-  graphdef, random, leaves = _flat_arrays(model)
-  if missing := sorted(leaves.keys() - arrays.keys()):
-    raise CheckpointError(
-      f'{path} lacks {len(missing)} of the {len(leaves)} arrays, first {missing[0]!r}: another model?'
-    )
-  if extra := sorted(arrays.keys() - leaves.keys()):
-    raise CheckpointError(f'{path} has {len(extra)} arrays that the model lacks, first {extra[0]!r}: another model?')
-  loaded = []
-  for name, leaf in leaves.items():
-    if arrays[name].shape != leaf.shape:
-      raise CheckpointError(f'{path} has {name!r} of shape {arrays[name].shape}; the model has {leaf.shape}.')
-    loaded.append(leaf.replace(jnp.asarray(arrays[name], dtype=leaf.dtype)))
-  paths = [tuple(path) for path, _ in nnx.to_flat_state(nnx.split(model, nnx.RngState, ...)[2])]
-  state = nnx.from_flat_state(zip(paths, loaded, strict=True))
-  return nnx.merge(graphdef, random, state, copy=True)

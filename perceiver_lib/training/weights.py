@@ -1,0 +1,81 @@
+"""Weights of a model in one safetensors file: named by their paths, read by any framework, small enough to commit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from perceiver_lib.training.checkpoints import CheckpointError
+
+
+def save_weights(model: nnx.Module, path: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Path:
+  """Writes every parameter and running statistic under its path, such as 'blocks.0.layers.1.mlp.up.kernel'.
+
+  Args:
+    dtype: what floating-point numbers are rounded to, such as `jnp.float16` for half the size; None = as they are.
+
+  Raises:
+    CheckpointError: if the file cannot be written; an earlier file of that name stays whole.
+  """
+  path = Path(path).expanduser()
+  arrays = {name: np.asarray(leaf[...]) for name, leaf in _named(model).items()}
+  if dtype is not None:
+    arrays = {name: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for name, a in arrays.items()}
+  writing = path.with_name(f'.writing_{path.name}')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing.write_bytes(save(arrays))
+    os.replace(writing, path)
+  except OSError as error:
+    writing.unlink(missing_ok=True)
+    raise CheckpointError(f'Weights could not be written to {path}: {error.strerror}. Name another place.') from error
+  return path
+
+
+def load_weights(model: nnx.Module, path: str | os.PathLike) -> nnx.Module:
+  """A copy of a model with the weights of `save_weights`, in the dtypes of the model, which stays as it is.
+
+  Args:
+    model: of the same sizes; `parameters.abstract` makes one without numbers.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    CheckpointError: if it is damaged, or its names or shapes are not those of the model.
+  """
+  path = Path(path).expanduser()
+  try:
+    with safe_open(path, framework='np') as stored:
+      arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+  except FileNotFoundError:
+    raise FileNotFoundError(f'There is no weight file {path}; write one with save_weights.') from None
+  except (OSError, SafetensorError) as error:
+    raise CheckpointError(
+      f'The weight file {path} is damaged or no safetensors file: {error}. Fetch it again.'
+    ) from None
+  expected = _named(model)
+  if odd := sorted(expected.keys() ^ arrays.keys()):
+    who, shape = ('file', expected[odd[0]].shape) if odd[0] in expected else ('model', arrays[odd[0]].shape)
+    raise CheckpointError(
+      f'{path} and the model differ in {len(odd)} arrays: the {who} lacks {odd[0]!r} of shape {shape}.'
+    )
+  for name, leaf in expected.items():
+    if arrays[name].shape != leaf.shape:
+      raise CheckpointError(f'{path} has {name!r} of shape {arrays[name].shape}; the model has {leaf.shape}.')
+  graphdef, random, state = nnx.split(model, nnx.RngState, ...)
+  leaves = [
+    (names, leaf.replace(jnp.asarray(arrays['.'.join(map(str, names))], leaf.dtype)))
+    for names, leaf in nnx.to_flat_state(state)
+  ]
+  return nnx.merge(graphdef, random, nnx.from_flat_state(leaves), copy=True)
+
+
+def _named(model: nnx.Module) -> dict[str, nnx.Variable]:
+  _, _, state = nnx.split(model, nnx.RngState, ...)
+  return {'.'.join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
