@@ -69,7 +69,7 @@ def image_maps(
   if not pre_softmax:
     names = [f'{name}\nsum {values.sum():.3f}' for name, values in zip(names, maps, strict=True)]
   figure, _ = map_grid(
-    maps,
+    list(maps),
     names,
     title=title,
     label=quantity,
@@ -157,7 +157,7 @@ def head_grid(
   low, high = (weights.min(), weights.max()) if pre_softmax else (0.0, weights.max())
   quantity = 'logit before the softmax' if pre_softmax else 'attention weight'
   figure, _ = map_grid(
-    weights,
+    list(weights),
     [f'head {head}' for head in range(len(weights))],
     title=title,
     label=quantity,
