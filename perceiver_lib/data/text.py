@@ -56,6 +56,13 @@ class Documents:
   def checksum(self) -> str:
     return sha256(self[index]['text'] for index in range(len(self)))
 
+  def spread(self, count: int) -> Documents:
+    """At most `count` documents, evenly spread, in memory: to measure on some where a split has thousands."""
+    if len(self) <= count:
+      return self
+    chosen = [self[int(index)] for index in np.linspace(0, len(self) - 1, count)]
+    return Documents.of({item['name']: item['text'] for item in chosen})
+
   def joined(self) -> bytes:
     """All documents as one text, a blank line between two: what compressors and n-gram tables are given."""
     return SEPARATOR.join(self[index]['text'] for index in range(len(self)))

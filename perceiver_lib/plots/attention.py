@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perceiver_lib.plots import theme
+from perceiver_lib.plots.grid import map_grid
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -63,26 +64,19 @@ def image_maps(
       f'{image.shape[0]} x {image.shape[1]} pixels; got shape {maps.shape}.'
     )
   names = [f'latent {i}' for i in range(len(maps))] if names is None else names
-  rows = math.ceil(len(maps) / columns)
-  columns = min(columns, len(maps))
   low, high = (maps.min(), maps.max()) if pre_softmax else (0.0, maps.max())
   quantity = 'logit before the softmax' if pre_softmax else 'attention weight'
-  with theme.use_theme():
-    panel = (theme.NOTEBOOK_WIDTH - 1.4) / (columns + 1.3) * maps.shape[1] / maps.shape[2]
-    title_height = 0.25 if pre_softmax else 0.42
-    figure = theme.new_figure(max(rows * (panel + title_height), 1.3 * panel + title_height) + 0.5, title=title)
-    grid = figure.subplots(rows, columns + 1, squeeze=False, width_ratios=[1.3] + [1] * columns)
-    scale = (image - image.min()) / (np.ptp(image) or 1.0)
-    grid[0, 0].imshow(scale, cmap='gray')
-    grid[0, 0].set_title('input', fontsize=9)
-    for axes in grid.ravel():
-      theme.hide_ticks(axes)
-      axes.set_anchor('NW')
-    panels = grid[:, 1:].ravel()
-    for axes, name, values in zip(panels, names, maps, strict=False):
-      drawn = axes.imshow(values, cmap=theme.SEQUENTIAL, vmin=low, vmax=high)
-      axes.set_title(name if pre_softmax else f'{name}\nsum {values.sum():.3f}', fontsize=9)
-    figure.colorbar(drawn, ax=list(panels), label=quantity, shrink=0.9, aspect=15)
+  if not pre_softmax:
+    names = [f'{name}\nsum {values.sum():.3f}' for name, values in zip(names, maps, strict=True)]
+  figure, _ = map_grid(
+    list(maps),
+    names,
+    title=title,
+    label=quantity,
+    columns=columns,
+    limits=(low, high),
+    input_image=image,
+  )
   alt = f'{title}. The input image beside {len(maps)} maps of the {quantity}, from {low:.3g} to {high:.3g}.'
   return theme.describe(figure, alt)
 
@@ -160,28 +154,18 @@ def head_grid(
   weights = _finite(weights, 'weights')
   if weights.ndim != 3:
     raise ValueError(f'weights must be [heads, queries, keys] of one example; got shape {weights.shape}.')
-  columns = min(columns, len(weights))
-  rows = math.ceil(len(weights) / columns)
   low, high = (weights.min(), weights.max()) if pre_softmax else (0.0, weights.max())
   quantity = 'logit before the softmax' if pre_softmax else 'attention weight'
-  with theme.use_theme():
-    # Very long or wide maps are stretched into a readable panel; square ones stay square.
-    ratio = float(np.clip(weights.shape[1] / weights.shape[2], 0.5, 1.5))
-    panel = (theme.NOTEBOOK_WIDTH - 1.6) / columns * ratio
-    figure = theme.new_figure(rows * (panel + 0.28) + 0.8, title=title)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for head, axes in enumerate(grid.ravel()):
-      if head >= len(weights):
-        axes.set_visible(False)
-        continue
-      drawn = axes.imshow(weights[head], cmap=theme.SEQUENTIAL, vmin=low, vmax=high, aspect='auto')
-      axes.set_title(f'head {head}', fontsize=9)
-      # The lowest panel of every column carries its tick labels, also above an empty place.
-      axes.tick_params(labelsize=9, labelbottom=head + columns >= len(weights))
-      axes.locator_params(nbins=5, integer=True)
-    sums = '' if pre_softmax else f'  ({_row_sums(weights)})'
-    figure.supxlabel(x_label + sums, fontsize=10)
-    figure.supylabel(y_label, fontsize=10)
-    figure.colorbar(drawn, ax=list(grid.ravel()), label=quantity, aspect=25)
+  figure, _ = map_grid(
+    list(weights),
+    [f'head {head}' for head in range(len(weights))],
+    title=title,
+    label=quantity,
+    columns=columns,
+    limits=(low, high),
+    square=False,
+    x_label=x_label + ('' if pre_softmax else f'  ({_row_sums(weights)})'),
+    y_label=y_label,
+  )
   size = f'{weights.shape[1]} queries by {weights.shape[2]} keys'
   return theme.describe(figure, f'{title}. {len(weights)} heads, {size}; {quantity} from {low:.3g} to {high:.3g}.')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from perceiver_lib.plots import theme
+from perceiver_lib.plots.grid import map_grid
 from perceiver_lib.plots.optical_flow import flow_colours
 
 if TYPE_CHECKING:
@@ -23,25 +23,17 @@ def read_rows(
 
   So the Perceiver paper shows maps (2103.03206, Figs. 3, 7 to 15): before the softmax, beside the image, not over it.
   """
-  with theme.use_theme():
-    panel = (theme.NOTEBOOK_WIDTH - 1.6) / (len(names) + 1)
-    figure = theme.new_figure(len(rows) * (panel + 0.08) + 0.9, title=title)
-    grid = figure.subplots(len(rows), len(names) + 1, squeeze=False)
-    for line, (name, maps) in zip(grid, rows.items(), strict=True):
-      for axes, values in zip(line[1:], maps, strict=True):
-        drawn = axes.imshow(values, cmap=theme.SEQUENTIAL)
-      line[1].set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9)
-    for axes, name in zip(grid[0, 1:], names, strict=True):
-      axes.set_title(name, fontsize=9)
-    for axes in grid.ravel():
-      axes.set(xticks=[], yticks=[])
-      axes.spines[:].set_visible(False)
-    for axes in grid[1:, 0]:
-      axes.set_visible(False)
-    grid[0, 0].imshow(image, cmap='gray')
-    grid[0, 0].set_title('input', fontsize=9)
-    bar = figure.colorbar(drawn, ax=list(grid.ravel()), aspect=30, shrink=0.7, ticks=[])
-    bar.set_label('logit before the softmax, each panel from its lowest to its highest')
+  figure, places = map_grid(
+    [values for maps in rows.values() for values in maps],
+    [*names, *[''] * (len(rows) - 1) * len(names)],
+    title=title,
+    label='logit before the softmax,\neach panel from its lowest to its highest',
+    columns=len(names),
+    own_scales=True,
+    input_image=image,
+  )
+  for axes, read in zip(places[:: len(names)], rows, strict=True):
+    axes.set_ylabel(read, rotation=0, ha='right', va='center', fontsize=9)
   return theme.describe(figure, f'{title}. The input beside {len(names)} latents in each of {", ".join(rows)}.')
 
 
@@ -63,28 +55,20 @@ def panels(
     square: cells are square; else every panel fills the same place.
     x_labels: one a panel, in place of `x_label`.
   """
-  columns = min(columns, len(maps))
-  rows, highest = math.ceil(len(maps) / columns), max(float(values.max()) for values in maps.values())
-  first = next(iter(maps.values()))
-  with theme.use_theme():
-    panel = (theme.NOTEBOOK_WIDTH - 1.6) / columns * (first.shape[0] / first.shape[1] if square else 1.0)
-    figure = theme.new_figure(rows * (panel + (0.55 if x_labels else 0.35)) + 0.7, title=title)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid[len(maps) :]:
-      axes.set_visible(False)
-    for number, (axes, (name, values)) in enumerate(zip(grid, maps.items(), strict=False)):
-      drawn = axes.imshow(values, cmap=theme.SEQUENTIAL, vmin=0, vmax=highest, aspect='equal' if square else 'auto')
-      axes.set_title(name, fontsize=9)
-      axes.locator_params(nbins=5, integer=True)
-      axes.tick_params(labelsize=9)
-      if x_labels:
-        axes.set_xlabel(x_labels[number], fontsize=9)
-      elif number % columns and square:
-        axes.set_yticks([])
-    if not x_labels:
-      figure.supxlabel(x_label, fontsize=10)
-    figure.supylabel(y_label, fontsize=10)
-    figure.colorbar(drawn, ax=list(grid), label=label, aspect=25)
+  figure, places = map_grid(
+    [*maps.values()],
+    [*maps],
+    title=title,
+    label=label,
+    columns=columns,
+    square=square,
+    x_label='' if x_labels else x_label,
+    y_label=y_label,
+  )
+  for axes, own_label in zip(places, x_labels or [], strict=False):
+    axes.set_xlabel(own_label, fontsize=9)
+    axes.tick_params(labelbottom=True)
+  highest = max(float(values.max()) for values in maps.values())
   return theme.describe(figure, f'{title}. {label} from 0 to {highest:.3g} in {len(maps)} panels: {", ".join(maps)}.')
 
 

@@ -59,7 +59,7 @@ def new_figure(height: float, *, title: str = '', width: float = NOTEBOOK_WIDTH)
   """An empty figure of `width` x `height` inches. Call it inside `use_theme()`.
 
   The figure does not belong to pyplot: nothing is shown twice and nothing has to be closed. A notebook shows it when it
-  is a cell's last expression, or by `show`.
+  is a cell's last expression, or by `run.save_figure`.
   """
   # Importing pyplot makes Jupyter's inline backend register how a Figure is displayed.
   import matplotlib.pyplot  # noqa: F401
@@ -77,33 +77,14 @@ def hide_ticks(axes: Axes) -> None:
 
 
 def describe(figure: Figure, alt_text: str) -> Figure:
-  """Gives the figure the sentence that a reader who cannot see it gets. Returns the figure."""
+  """The figure, with the sentence that a reader who cannot see it gets, as its attribute `alt_text`.
+
+  Every function of this package that makes a figure describes it; `run.save_figure` and HTML exports show the sentence.
+
+  Raises:
+    ValueError: for an empty sentence.
+  """
   if not alt_text.strip():
     raise ValueError('Alt text must say in a sentence what the figure shows; got an empty string.')
   figure.alt_text = ' '.join(alt_text.split())
   return figure
-
-
-def alt_text(figure: Figure) -> str:
-  """The sentence given by `describe`; every figure of this package has one.
-
-  Raises:
-    ValueError: if the figure has none.
-  """
-  text = getattr(figure, 'alt_text', None)
-  if text is None:
-    raise ValueError("This figure has no alt text; call describe(figure, 'what it shows') first.")
-  return text
-
-
-def show(figure: Figure) -> None:
-  """Displays a figure in a notebook with its alt text, which HTML exports keep."""
-  import io
-
-  from IPython.display import display
-
-  png = io.BytesIO()
-  figure.savefig(png, format='png')
-  text = alt_text(figure)
-  data = {'image/png': png.getvalue(), 'text/plain': text}
-  display(data, raw=True, metadata={'image/png': {'alt': text}})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perceiver_lib.plots import theme
+from perceiver_lib.plots.grid import map_grid
 from perceiver_lib.plots.music import VOICE_NAMES
 
 if TYPE_CHECKING:
@@ -32,28 +33,25 @@ def voice_maps(
   Raises:
     ValueError: if a panel has another number of voices, or nothing is above zero.
   """
-  from matplotlib import colormaps
-
   values = np.concatenate([np.ravel(panel) for panel in panels.values()])
   if any(np.ndim(panel) != 2 or len(panel) != len(VOICE_NAMES) for panel in panels.values()) or not values.max() > 0:
     raise ValueError('voice_maps needs matrices [4 voices, steps] with something above zero.')
-  with theme.use_theme():
-    rows = -(-len(panels) // 2)
-    figure = theme.new_figure(0.9 + 1.5 * rows, title=title)
-    grid = figure.subplots(rows, 2, squeeze=False, sharey=True, sharex=True)
-    for axes in grid.ravel()[len(panels) :]:
-      axes.set_visible(False)
-    for axes, (caption, panel) in zip(grid.ravel(), panels.items(), strict=False):
-      axes.patch.set(hatch='///', edgecolor=theme.GREY, facecolor='white')
-      colours = colormaps[theme.SEQUENTIAL].with_extremes(bad=(0, 0, 0, 0))
-      drawn = axes.imshow(np.ma.masked_equal(panel, 0), cmap=colours, vmin=0, vmax=values.max(), aspect='auto')
-      for voice, step in marks:
-        box = {'facecolor': 'white', 'edgecolor': theme.VERMILLION, 'boxstyle': 'circle'}
-        axes.text(step, voice, '?', ha='center', va='center', fontweight='bold', color=theme.VERMILLION, bbox=box)
-      axes.set(title=caption, yticks=range(len(VOICE_NAMES)), yticklabels=VOICE_NAMES)
-      axes.locator_params(axis='x', integer=True)
-    figure.supxlabel(x_label, fontsize=10)
-    figure.colorbar(drawn, ax=list(grid.ravel()), label=label, aspect=25)
+  figure, places = map_grid(
+    [np.ma.masked_equal(panel, 0) for panel in panels.values()],
+    [*panels],
+    title=title,
+    label=label,
+    columns=2,
+    panel_height=1.5,
+    square=False,
+    x_label=x_label,
+  )
+  for axes in places:
+    axes.patch.set(hatch='///', edgecolor=theme.GREY, facecolor='white')
+    axes.set_yticks(range(len(VOICE_NAMES)), VOICE_NAMES)
+    for voice, step in marks:
+      box = {'facecolor': 'white', 'edgecolor': theme.VERMILLION, 'boxstyle': 'circle'}
+      axes.text(step, voice, '?', ha='center', va='center', fontweight='bold', color=theme.VERMILLION, bbox=box)
   largest = '; '.join(f'{caption}: {_place(panel)}' for caption, panel in panels.items())
   return theme.describe(figure, f'{title}. {label} by voice and {x_label}, largest at {largest}.')
 

@@ -23,6 +23,7 @@ def test_documents_are_a_source_of_texts():
   assert documents[-1]['name'] == 'c'
   assert documents.joined() == b'one\n\n\n\nthree'
   assert documents.num_bytes == 8
+  assert documents.spread(3) is documents and documents.spread(2).names == ('a', 'c')
   with pytest.raises(IndexError):
     documents[3]
 

@@ -22,7 +22,7 @@ def test_every_note_is_a_bar():
   np.testing.assert_allclose(drawn, sorted((n[0] / 2, n[1] / 2, n[2]) for voice in VOICES for n in voice.tolist()))
   assert to_hex(bars[0].get_facecolor()).upper() == VOICE_COLOURS[0]
   assert len(set(VOICE_COLOURS)) == 4 and set(VOICE_COLOURS) <= set(theme.PALETTE)
-  assert 'Bach: 4 notes, model: 4 notes' in theme.alt_text(figure)
+  assert 'Bach: 4 notes, model: 4 notes' in figure.alt_text
   figure.canvas.draw()
 
 

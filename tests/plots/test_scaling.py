@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from perceiver_lib.plots import theme
 from perceiver_lib.plots.scaling import Line, Panel, cost_panels, ratio_bars, size_name
 
 
@@ -19,7 +18,7 @@ def test_panels_share_names_and_carry_fits_and_rings():
   assert [label.get_text() for label in first.get_xticklabels()] == ['1k', '1M']
   assert '1.00' in first.texts[0].get_text()
   assert [text.get_text() for text in figure.legends[0].get_texts()] == ['measured', 'expected']
-  assert 'measured 2 to 2.05e+03' in theme.alt_text(figure)
+  assert 'measured 2 to 2.05e+03' in figure.alt_text
   figure.canvas.draw()
 
 
@@ -34,7 +33,7 @@ def test_bars_stand_against_a_reference():
     log=True,
     groups={'b': 'memory'},
   )
-  assert 'a 0.50, b 2.00' in theme.alt_text(figure)
+  assert 'a 0.50, b 2.00' in figure.alt_text
   legend = [text.get_text() for text in figure.legends[0].get_texts()]
   assert set(legend) == {'measured', 'memory', 'equal', 'within 1.2x: a tie'}
   figure.canvas.draw()

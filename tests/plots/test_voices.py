@@ -7,7 +7,6 @@ matplotlib.use('Agg')
 import numpy as np
 import pytest
 
-from perceiver_lib.plots import theme
 from perceiver_lib.plots.voices import voice_maps
 
 
@@ -19,7 +18,7 @@ def test_zero_is_empty_and_all_panels_share_a_scale():
   assert {image.get_clim() for image in images} == {(0, 1e-2)}
   assert images[0].get_array().count() == 1
   assert [text.get_text() for text in figure.axes[0].texts] == ['?']
-  assert 'a: tenor 3' in theme.alt_text(figure)
+  assert 'a: tenor 3' in figure.alt_text
   figure.canvas.draw()
 
 
