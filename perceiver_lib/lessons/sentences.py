@@ -13,8 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
-from perceiver_lib.lessons import masked_text
-from perceiver_lib.modalities.text import MASK, ByteTokenizer
+from perceiver_lib.modalities.text import MASK, ByteTokenizer, hidden_words
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.fit import FitResult, fit
@@ -78,7 +77,7 @@ def sentence_batches(
 
 
 def _with_holes(raw: Arrays, recipe: SentenceRecipe, random: np.random.Generator) -> dict[str, np.ndarray]:
-  hidden = masked_text.hidden_words(raw, random, rate=recipe.mask_rate, num_queries=1)
+  hidden = hidden_words(raw, random, rate=recipe.mask_rate, num_queries=1)
   return {'ids': hidden['ids'], 'labels': ByteTokenizer.ids(raw['bytes'], raw['valid'])}
 
 
