@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 
 def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -30,6 +31,20 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     ValueError: for a loop whose number of steps depends on data.
   """
   return _of_jaxpr(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
+
+
+def step_flops(model: nnx.Module, loss_fn: Callable[..., tuple[jax.Array, Any]], batch: Any) -> int:
+  """Operations of one loss and its gradient in the parameters: a training step without its optimizer.
+
+  Args:
+    loss_fn: (model, batch, rngs) -> (loss, dict of scalars), as `training.fit.fit` takes it; called without `rngs`.
+  """
+  graphdef, parameters, others = nnx.split(model, nnx.Param, ...)
+
+  def loss(parameters: Any, batch: Any) -> jax.Array:
+    return loss_fn(nnx.merge(graphdef, parameters, others), batch, None)[0]
+
+  return count_flops(jax.grad(loss), parameters, batch)
 
 
 def _of_jaxpr(jaxpr: Any) -> int:

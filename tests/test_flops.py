@@ -3,8 +3,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from perceiver_lib.flops import count_flops
+from perceiver_lib.flops import count_flops, step_flops
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.parameters import abstract
@@ -65,6 +66,17 @@ def test_loops_branches_and_gradients_are_counted():
     return jax.lax.conv_general_dilated(image, kernel, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
   assert count_flops(convolve, image, kernel) == 2 * (2 * 3 * 5) * (3 * 3 * 3)
+
+
+def test_a_step_is_a_forward_pass_and_the_gradients_of_its_parameters():
+  model = abstract(lambda rngs: nnx.List([nnx.Linear(5, 7, rngs=rngs), nnx.Linear(7, 3, rngs=rngs)]))
+
+  def loss(model, batch, rngs):
+    return model[1](model[0](batch)).sum(), {}
+
+  first, second = 2 * 11 * 5 * 7, 2 * 11 * 7 * 3
+  # Nobody asks for the gradient in the inputs of the first layer.
+  assert step_flops(model, loss, SHAPE((11, 5), jnp.float32)) == 2 * first + 3 * second
 
 
 def test_a_loop_of_unknown_length_is_refused():

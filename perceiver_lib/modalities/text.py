@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -144,6 +144,42 @@ def mask_spans(
   np.add.at(depth, (row, start), 1)
   np.add.at(depth, (row, stop), -1)
   return _hide(ids, (np.cumsum(depth, 1)[:, :m] > 0) & (ids >= NUM_SPECIAL))
+
+
+def hidden_words(
+  batch: Mapping[str, np.ndarray],
+  random: np.random.Generator,
+  *,
+  rate: float,
+  num_queries: int,
+  every: int | None = None,
+) -> dict[str, np.ndarray]:
+  """Hides whole words of raw bytes, and lists the hidden places: only those are asked for.
+
+  Args:
+    batch: 'bytes' uint8 and 'valid' bool [b, m], as `data.text` reads them.
+    rate: share of the words, each chosen on its own.
+    num_queries: places that are listed.
+    every: hide besides one word in so many, counted from a random one.
+
+  Returns:
+    'ids' [b, m] with MASK, 'valid' [b, m], and for every query [b, o] its 'places', 'labels' and 'label_valid'. Where
+    more than `num_queries` bytes of a row are hidden, some of them, drawn at random, are asked for.
+  """
+  ids, labels, hidden = mask_words(ByteTokenizer.ids(batch['bytes'], batch['valid']), random, rate=rate)
+  if every is not None:
+    number = word_numbers(labels)[0]
+    hidden = hidden | ((number >= 0) & (number % every == random.integers(every, size=(len(labels), 1))))
+    ids = np.where(hidden, np.int32(MASK), labels)
+  order = np.argsort(np.where(hidden, random.random(ids.shape), 2.0), axis=1)
+  places = order[:, :num_queries].astype(np.int32)
+  return {
+    'ids': ids,
+    'valid': np.asarray(batch['valid']),
+    'places': places,
+    'labels': np.take_along_axis(labels, places, axis=1),
+    'label_valid': np.take_along_axis(hidden, places, axis=1),
+  }
 
 
 def _hide(ids: np.ndarray, hidden: np.ndarray) -> MaskedText:

@@ -43,7 +43,22 @@ class ContextAdapterConfig:
   num_embeddings: int = VOCAB_SIZE
   num_id_channels: int
   num_channels: int
-  position: FourierFeatures
+  position: FourierFeatures = FourierFeatures(num_bands=16, max_resolution=(32,))
+
+  @classmethod
+  def of_neighbourhoods(cls, radius: int, *, num_id_channels: int, num_channels: int) -> ContextAdapterConfig:
+    """For tokens of `neighbourhoods`."""
+    return cls(num_ids=2 * radius + 1, num_id_channels=num_id_channels, num_channels=num_channels)
+
+  @classmethod
+  def of_holes(cls, radius: int, *, num_buckets: int, num_id_channels: int, num_channels: int) -> ContextAdapterConfig:
+    """For queries of `holes`."""
+    return cls(
+      num_ids=num_hole_ids(radius),
+      num_embeddings=VOCAB_SIZE + num_buckets,
+      num_id_channels=num_id_channels,
+      num_channels=num_channels,
+    )
 
   def build(self, rngs: nnx.Rngs) -> ContextAdapter:
     return ContextAdapter(self, rngs=rngs)

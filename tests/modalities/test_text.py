@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceiver_lib.modalities import text
-from perceiver_lib.modalities.text import ByteTokenizer, mask_spans, mask_words, word_numbers
+from perceiver_lib.modalities.text import MASK, ByteTokenizer, hidden_words, mask_spans, mask_words, word_numbers
 
 
 def test_ids_are_those_of_the_released_models():
@@ -124,3 +124,25 @@ def test_masks_are_a_function_of_the_seed(mask):
   hidden = [mask(ids, np.random.default_rng(seed)).label_mask for seed in (5, 5, 6)]
   np.testing.assert_array_equal(hidden[0], hidden[1])
   assert (hidden[0] != hidden[2]).any()
+
+
+FOX = b'the quick brown fox jumps over the lazy dog and the cat ' * 2
+RAW = {'bytes': np.frombuffer(FOX[:82], np.uint8).reshape(2, 41), 'valid': np.ones((2, 41), bool)}
+
+
+def test_every_third_word_is_hidden_besides_and_its_neighbours_are_shown():
+  batch = hidden_words(RAW, np.random.default_rng(0), rate=1e-9, num_queries=41, every=3)
+  for row in range(2):
+    words = bytes(np.where(batch['ids'][row] == MASK, ord('_'), batch['ids'][row] - 6).astype(np.uint8)).split()
+    hidden = np.array([set(word) == {ord('_')} for word in words])
+    assert np.flatnonzero(hidden).tolist() == list(range(int(hidden.argmax()), len(words), 3))
+
+
+def test_hidden_words_asks_for_exactly_the_hidden_bytes():
+  batch = hidden_words(RAW, np.random.default_rng(0), rate=0.5, num_queries=41)
+  for row in range(2):
+    asked = batch['places'][row][batch['label_valid'][row]]
+    np.testing.assert_array_equal(np.sort(asked), np.flatnonzero(batch['ids'][row] == MASK))
+    np.testing.assert_array_equal(batch['labels'][row][batch['label_valid'][row]], RAW['bytes'][row][asked] + 6)
+  few = hidden_words(RAW, np.random.default_rng(0), rate=0.5, num_queries=3)
+  assert few['label_valid'].all() and (np.take_along_axis(few['ids'], few['places'], 1) == MASK).all()
