@@ -1,148 +1,40 @@
-"""How notebook 07 trains one Perceiver AR to continue and to harmonise chorales, measures it and lets it write.
-
-Every function takes arrays and returns arrays, numbers or a `FitResult`, so a GPU job can call it without the notebook.
-"""
+"""Notebook 07: one network in two orders of writing: its scores, what it writes, a teacher's marks, what it reads."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from perceiver_lib.adapters import FactoredPositions
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.baselines.music import MusicScore
-from perceiver_lib.data.chorales import ChoraleSource
-from perceiver_lib.data.loading import Transform, training_batches
-from perceiver_lib.generation.stream import generate
+from perceiver_lib.data.loading import ArraySource, Transform, evaluation_batches
+from perceiver_lib.generation.stream import Sampler, generate
 from perceiver_lib.modalities import music
-from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.tokens import Tokens
-from perceiver_lib.training import checkpoints, metrics
-from perceiver_lib.training.fit import FitResult, LossFn, fit
+from perceiver_lib.training import metrics
 from perceiver_lib.training.losses import cross_entropy
-from perceiver_lib.training.optimizers import muon_and_adam
-from perceiver_lib.training.sequences import (
-  FullLatents,
-  NextTokens,
-  latent_targets,
-  next_token_loss,
-  next_tokens,
-  random_crop,
-)
+from perceiver_lib.training.sequences import examples_of, latent_targets
 
 Positions = Literal['score', 'index']
 Pieces = dict[str, np.ndarray]
 """Whole pieces, as `perceiver_lib.data.chorales` reads them."""
 
 ORDERS: tuple[music.Order, ...] = ('interleaved', 'soprano_first')
-POSITION_TABLES = (512, music.NUM_VOICES, 12)
-"""Time steps, voices and steps in a bar that have a learned vector; the longest chorale has 388 steps."""
 MUSIC_ONLY = np.arange(music.VOCABULARY_SIZE)[None] >= music.REST
 """`allowed` of `generation.generate`: pitches and rests, no end."""
+CHORDS = ({0, 4, 7}, {0, 3, 7}, {0, 3, 6}, {0, 4, 7, 10}, {0, 3, 7, 10}, {0, 4, 7, 11}, {0, 3, 6, 10}, {0, 3, 6, 9})
+"""Pitch classes over the root: the major, minor and diminished triad, and the seventh chords of the chorales."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MusicRecipe:
-  """Settings of one profile; those of `demo` were chosen on the validation tunes.
-
-  Attributes:
-    num_steps: of a training window, hence 4 num_steps tokens.
-    num_latents: the last so many of them.
-    stride: time steps that a window of an evaluation scores, at most num_latents / 4.
-    learning_rate: of Adam; `matrix_learning_rate` that of Muon, for the matrices inside the layers.
-    num_harmonised: opening of how many held-out tunes the model harmonises.
-  """
-
-  num_steps: int
-  num_latents: int
-  width: int
-  num_layers: int
-  num_heads: int = 4
-  dropout: float = 0.0
-  batch_size: int = 8
-  train_steps: int
-  learning_rate: float = 4e-3
-  matrix_learning_rate: float = 0.02
-  stride: int
-  num_harmonised: int = 16
-
-
-RECIPES = {
-  'smoke': MusicRecipe(
-    num_steps=40, num_latents=64, width=16, num_layers=1, num_heads=2,
-    batch_size=2, train_steps=2, stride=4, num_harmonised=2,
-  ),
-  'demo': MusicRecipe(num_steps=128, num_latents=128, width=128, num_layers=4, train_steps=800, stride=16),
-  'full': MusicRecipe(
-    num_steps=192, num_latents=384, width=256, num_layers=8, num_heads=8, dropout=0.3,
-    batch_size=64, train_steps=6_000, learning_rate=2e-3, matrix_learning_rate=0.01, stride=16, num_harmonised=57,
-  ),
-}  # fmt: skip
-
-
-def short(recipe: MusicRecipe, train_steps: int = 400) -> MusicRecipe:
-  """The recipe of a comparison: half the width, two layers, windows of a quarter, half of them latents."""
-  num_steps = recipe.num_steps // 4
-  return dataclasses.replace(
-    recipe,
-    num_steps=num_steps,
-    num_latents=2 * num_steps,
-    width=recipe.width // 2,
-    num_layers=min(recipe.num_layers, 2),
-    train_steps=min(train_steps, recipe.train_steps),
-    stride=min(recipe.stride, num_steps // 2),
-  )
-
-
-def music_config(recipe: MusicRecipe) -> PerceiverARConfig:
-  """Ids of voices with their place in the score.
-
-  Vectors of the time step, the voice and the step in the bar are added to the ids, as perceiver-ar adds those of row,
-  column and channel of an image; queries and keys also rotate by the time step, so that one bar ago looks alike
-  everywhere.
-  """
-  config = PerceiverARConfig.of_bytes(
-    num_channels=recipe.width,
-    num_latents=recipe.num_latents,
-    num_self_attends=recipe.num_layers,
-    num_heads=recipe.num_heads,
-    vocabulary_size=music.VOCABULARY_SIZE,
-    dropout=recipe.dropout,
-  )
-  tables = FactoredPositions(shape=POSITION_TABLES, num_channels=recipe.width)
-  return dataclasses.replace(config, input_adapter=dataclasses.replace(config.input_adapter, position=tables))
-
-
-def examples_of(batch: Mapping[str, Array | np.ndarray]) -> NextTokens:
-  """A batch of `music.tokens` as inputs and targets."""
-  ids, valid, scored, position = (jnp.asarray(batch[name]) for name in ('ids', 'valid', 'scored', 'position'))
-  return next_tokens(ids, valid=valid, label_mask=scored, position=position)
-
-
-def with_plain_indices(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The batch with the place of each token in the sequence as its position, and nothing else: (place, 0, 0)."""
-  position = np.zeros_like(batch['position'])
-  position[..., 0] = np.arange(position.shape[1])
-  return {**batch, 'position': position}
-
-
-@functools.lru_cache(maxsize=16)
-def music_loss(num_latents: int) -> LossFn:
-  """Loss on random crops that fill every latent."""
-
-  def loss_fn(model: PerceiverAR, batch: Mapping, rngs: nnx.Rngs) -> tuple[Array, Mapping[str, Array]]:
-    examples = random_crop(examples_of(batch), FullLatents(num_latents=num_latents), rngs.dropout())
-    return next_token_loss(model(examples.inputs, num_latents=num_latents, rngs=rngs), examples)
-
-  return loss_fn
+# Windows.
 
 
 def windows_in_orders(num_steps: int, orders: Sequence[music.Order], positions: Positions = 'score') -> Transform:
@@ -162,93 +54,11 @@ def windows_in_orders(num_steps: int, orders: Sequence[music.Order], positions: 
   return transform
 
 
-def train_music(
-  model: PerceiverAR,
-  train: ChoraleSource,
-  validation: Pieces,
-  *,
-  recipe: MusicRecipe,
-  seed: int,
-  orders: Sequence[music.Order] = ORDERS,
-  positions: Positions = 'score',
-  evaluations: int = 4,
-  checkpoint_dir: Path | None = None,
-) -> FitResult:
-  """Random windows in random keys; the score of such windows of the validation tunes `evaluations` times."""
-  transform = windows_in_orders(recipe.num_steps, orders, positions)
-
-  def evaluate(trained: PerceiverAR) -> dict[str, float]:
-    stride = recipe.num_latents // music.NUM_VOICES
-    settings = {'num_steps': recipe.num_steps, 'stride': stride, 'positions': positions}
-    scores = {order: score_of(trained, validation, recipe, order, **settings) for order in orders}
-    return {f'{order}_nats_per_token': score.nats_per_token for order, score in scores.items()}
-
-  identity = {'recipe': recipe, 'orders': orders, 'positions': positions, 'evaluations': evaluations}
-  return fit(
-    model,
-    music_loss(recipe.num_latents),
-    lambda step: training_batches(train, recipe.batch_size, seed=seed, start_step=step, transform=transform),
-    optimizer=muon_and_adam(
-      recipe.train_steps, learning_rate=recipe.learning_rate, matrix_learning_rate=recipe.matrix_learning_rate
-    ),
-    num_steps=recipe.train_steps,
-    seed=seed,
-    evaluate=evaluate,
-    evaluations=evaluations,
-    checkpoint=checkpoint_dir
-    and checkpoints.Checkpointing(
-      directory=checkpoint_dir,
-      fingerprint=checkpoints.fingerprint(pieces=train.names, **identity),
-      every=max(1, recipe.train_steps // 4),
-    ),
-  )
-
-
-def score_of(
-  model: PerceiverAR,
-  pieces: Pieces,
-  recipe: MusicRecipe,
-  order: music.Order = 'interleaved',
-  *,
-  num_steps: int | None = None,
-  stride: int | None = None,
-  positions: Positions = 'score',
-  batch_size: int = 16,
-) -> MusicScore:
-  """Every id of whole pieces scored once.
-
-  Args:
-    num_steps: of a window; None = the recipe's, or to harmonise whole pieces, so that all of the soprano is given.
-    stride: time steps that a window scores; None = the recipe's.
-  """
-  if num_steps is None:
-    num_steps = recipe.num_steps if order == 'interleaved' else int(pieces['num_steps'].max()) + 2
-  windows = music.evaluation_windows(pieces, num_steps, stride=stride or recipe.stride, order=order)
-  del windows['piece']
-  if positions == 'index':
-    windows = with_plain_indices(windows)
-  count = len(windows['ids'])
-
-  def batches():
-    for first in range(0, count, batch_size):
-      rows = np.arange(first, first + batch_size)
-      batch = {name: array[np.minimum(rows, count - 1)] for name, array in windows.items()}
-      yield batch | {'example_valid': rows < count}
-
-  means = metrics.evaluate_dataset(model, _scored(recipe.num_latents), batches())
-  return MusicScore(means['accuracy'], means['nats_per_token'])
-
-
-@functools.lru_cache(maxsize=16)
-def _scored(num_latents: int):
-  def scored_nats(model: PerceiverAR, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    examples = examples_of(batch)
-    logits = model(examples.inputs, num_latents=num_latents)
-    targets, scored = latent_targets(examples, logits)
-    nats = cross_entropy(logits.values, targets, valid=scored, reduction='none')
-    return {'nats_per_token': (nats, scored), 'accuracy': (metrics.correct(logits.values, targets), scored)}
-
-  return scored_nats
+def with_plain_indices(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The batch with the place of each token in the sequence as its position, and nothing else: (place, 0, 0)."""
+  position = np.zeros_like(batch['position'])
+  position[..., 0] = np.arange(position.shape[1])
+  return {**batch, 'position': position}
 
 
 def bass_first(pieces: Pieces) -> Pieces:
@@ -256,35 +66,70 @@ def bass_first(pieces: Pieces) -> Pieces:
   return pieces | {name: pieces[name][..., ::-1] for name in ('pitch', 'onset')}
 
 
-@functools.partial(nnx.jit, static_argnums=2)
-def outputs(model: PerceiverAR, inputs: Tokens, num_latents: int) -> Tokens:
-  """The model's outputs, compiled."""
-  return model(inputs, num_latents=num_latents)
+# Scores.
 
 
-def continue_piece(
-  model: PerceiverAR, pieces: Pieces, row: int, recipe: MusicRecipe, *, given_steps: int, num_steps: int, **sampling
-) -> Int[np.ndarray, 't 4']:
-  """The opening of a piece and what the model writes behind it, `num_steps` time steps in all; bars go on as there.
+def score(
+  model: PerceiverAR,
+  pieces: Pieces,
+  order: music.Order = 'interleaved',
+  *,
+  num_steps: int | None = None,
+  stride: int,
+  positions: Positions = 'score',
+) -> MusicScore:
+  """Every id of whole pieces scored once, by as many latents as the model's config has.
 
   Args:
-    sampling: `sampler` and `seed` of `generation.generate`.
+    num_steps: of a window; None = those of the longest piece, so that all of a soprano is given.
+    stride: time steps that a window scores, at most a fourth of the latents.
   """
-  opening = opening_of(pieces, np.array([row]), num_steps)
-  given = music.NUM_VOICES * (1 + given_steps)
-  batch = music.tokens(opening)
-  return _written(model, batch, given, recipe, 'interleaved', sampling)[0, 1:]
+  num_steps = num_steps or int(pieces['num_steps'].max()) + 2
+  windows = music.evaluation_windows(pieces, num_steps, stride=stride, order=order)
+  if positions == 'index':
+    windows = with_plain_indices(windows)
+  means = metrics.evaluate_dataset(model, _scored, evaluation_batches(ArraySource(windows), 16))
+  return MusicScore(means['accuracy'], means['nats_per_token'])
 
 
-def harmonise(
-  model: PerceiverAR, pieces: Pieces, rows: Int[np.ndarray, 'b'], recipe: MusicRecipe, *, num_steps: int, **sampling
-) -> Int[np.ndarray, 'b t 4']:
-  """The sopranos of the first `num_steps` time steps with alto, tenor and bass by the model."""
-  opening = opening_of(pieces, rows, num_steps)
-  # Given are the soprano from START on, and START in the three other voices.
-  given = num_steps + 1 + music.NUM_VOICES - 1
-  batch = music.tokens(opening, 'soprano_first')
-  return _written(model, batch, given, recipe, 'soprano_first', sampling)[:, 1:]
+def _scored(model: PerceiverAR, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+  examples = examples_of(batch)
+  logits = model(examples.inputs)
+  targets, scored = latent_targets(examples, logits)
+  nats = cross_entropy(logits.values, targets, valid=scored, reduction='none')
+  return {'nats_per_token': (nats, scored), 'accuracy': (metrics.correct(logits.values, targets), scored)}
+
+
+def counterpoint(scores: Int[np.ndarray, 'b t 4'], step_in_bar: Int[np.ndarray, 'b t']) -> dict[str, float]:
+  """What a teacher marks, in percent: chords on the beat, crossed voices, parallel fifths and octaves.
+
+  'chords': beats (even steps of a bar) on which all four voices sound and form a triad or a seventh chord, or a part of
+  one. 'crossings': steps at which a voice is above the one that should be higher. 'parallels': motions of two voices in
+  the same direction from a fifth (octave) to a fifth (octave), of all steps at which two voices move.
+  """
+  pitch, _ = music.decode(scores)
+  sounds = (pitch >= 0).all(-1)
+  beats = (pitch[sounds & (step_in_bar % 2 == 0)] % 12).tolist()
+  chords = sum(_is_chord(frozenset(beat)) for beat in beats)
+  crossings = (np.diff(pitch[sounds], axis=-1) > 0).any(-1).sum()
+  change = np.diff(pitch, axis=1)
+  moves, parallels = 0, 0
+  for high, low in itertools.combinations(range(music.NUM_VOICES), 2):
+    interval = (pitch[..., high] - pitch[..., low]) % 12
+    moving = sounds[:, 1:] & sounds[:, :-1] & (change[..., high] != 0) & (change[..., low] != 0)
+    together = moving & ((change[..., high] > 0) == (change[..., low] > 0))
+    parallels += (together & (interval[:, 1:] == interval[:, :-1]) & np.isin(interval[:, 1:], (0, 7))).sum()
+    moves += moving.sum()
+  shares = {'chords': (chords, len(beats)), 'crossings': (crossings, sounds.sum()), 'parallels': (parallels, moves)}
+  return {name: 100 * float(count) / max(int(total), 1) for name, (count, total) in shares.items()}
+
+
+@functools.cache
+def _is_chord(classes: frozenset[int]) -> bool:
+  return any(all((c - root) % 12 in chord for c in classes) for chord in CHORDS for root in range(12))
+
+
+# Writing.
 
 
 def opening_of(pieces: Pieces, rows: Int[np.ndarray, 'b'], num_steps: int) -> music.Score:
@@ -296,20 +141,71 @@ def opening_of(pieces: Pieces, rows: Int[np.ndarray, 'b'], num_steps: int) -> mu
   return {name: array[:, : num_steps + 1] for name, array in whole.items()}
 
 
-def _written(model, batch, given: int, recipe: MusicRecipe, order: music.Order, sampling) -> np.ndarray:
-  ids, total = batch['ids'], batch['ids'].shape[1]
+def continue_piece(
+  model: PerceiverAR, pieces: Pieces, row: int, *, given_steps: int, num_steps: int, sampler: Sampler, seed: int
+) -> Int[np.ndarray, 't 4']:
+  """The opening of a piece and what the model writes behind it, `num_steps` time steps in all; bars go on as there."""
+  opening = opening_of(pieces, np.array([row]), num_steps)
+  return _written(model, opening, 'interleaved', music.NUM_VOICES * (1 + given_steps), sampler, seed)[0, 1:]
+
+
+def harmonise(
+  model: PerceiverAR, pieces: Pieces, rows: Int[np.ndarray, 'b'], *, num_steps: int, sampler: Sampler, seed: int
+) -> Int[np.ndarray, 'b t 4']:
+  """The sopranos of the first `num_steps` time steps with alto, tenor and bass by the model."""
+  opening = opening_of(pieces, rows, num_steps)
+  # Given are the soprano from START on, and START in the three other voices.
+  return _written(model, opening, 'soprano_first', num_steps + music.NUM_VOICES, sampler, seed)[:, 1:]
+
+
+def _written(
+  model: PerceiverAR, opening: music.Score, order: music.Order, num_given: int, sampler: Sampler, seed: int
+) -> Int[np.ndarray, 'b t 4']:
+  """The first `num_given` ids of a sequence, and the model's for the rest; positions are those of the opening."""
+  batch, num_latents = music.tokens(opening, order), model.config.num_latents
+  given, total = batch['ids'][:, :num_given], batch['ids'].shape[1]
   window = LatentWindow(
-    context_length=max(total, recipe.num_latents),
-    num_latents=recipe.num_latents,
-    num_start_latents=recipe.num_latents // 2,
+    context_length=max(total, num_latents), num_latents=num_latents, num_start_latents=num_latents // 2
   )
-  new = generate(
-    model,
-    ids[:, :given],
-    window=window,
-    num_tokens=total - given,
-    positions=batch['position'],
-    allowed=MUSIC_ONLY,
-    **sampling,
+  settings = {'sampler': sampler, 'seed': seed, 'allowed': MUSIC_ONLY, 'positions': batch['position']}
+  new = generate(model, given, window=window, num_tokens=total - num_given, **settings)
+  return music.grid_of(np.concatenate([given, new], axis=1), order)
+
+
+# What the latents read.
+
+
+def long_windows(pieces: Pieces, num_steps: int, num_latents: int, count: int) -> dict[str, np.ndarray]:
+  """The first windows of an evaluation that hold more than twice as many tokens as there are latents."""
+  windows = music.evaluation_windows(pieces, num_steps, stride=num_latents // music.NUM_VOICES)
+  rows = np.flatnonzero(windows['valid'].sum(axis=1) > 2 * num_latents)[:count]
+  return {name: array[rows] for name, array in windows.items()}
+
+
+def with_shuffled_prefix(inputs: Tokens, num_latents: int, *, seed: int, move_positions: bool) -> Tokens:
+  """What stands before the latents, in a random order of storage, with or without its positions."""
+  valid = np.asarray(inputs.valid)
+  order = np.tile(np.arange(valid.shape[1]), (len(valid), 1))
+  for row, exists in zip(order, valid, strict=True):
+    prefix = np.flatnonzero(exists)[:-num_latents]
+    row[prefix] = np.random.default_rng(seed).permutation(prefix)
+  ids, position = np.asarray(inputs.values), np.asarray(inputs.position)
+  moved = np.take_along_axis(position, order[..., None], axis=1) if move_positions else position
+  return dataclasses.replace(
+    inputs, values=jnp.asarray(np.take_along_axis(ids, order, axis=1)), position=jnp.asarray(moved)
   )
-  return music.grid_of(np.concatenate([ids[:, :given], new], axis=1), order)
+
+
+def look_back(
+  weights: Float[np.ndarray, 'b h n m'], position: Int[np.ndarray, 'b m p'], time: Int[np.ndarray, 'b n'], steps: int
+) -> Float[np.ndarray, 'h voice steps']:
+  """Mean weight of a latent on each voice so many time steps before its own, for each head."""
+  b, h = weights.shape[:2]
+  at = position[np.arange(b)[:, None], time]
+  back = at[:, :, None, 0] - position[:, None, :, 0]
+  total = np.zeros((h, music.NUM_VOICES, steps))
+  for voice in range(music.NUM_VOICES):
+    for ago in range(steps):
+      chosen = (back == ago) & (position[:, None, :, 1] == voice)
+      total[:, voice, ago] = np.where(chosen[:, None], weights, 0).sum((0, 2, 3)) / time.size
+  return total

@@ -15,6 +15,7 @@ from flax import nnx
 from perceiver_lib.adapters import EmbeddingAdapterConfig, LearnedPositions
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.generation.beam_search import beam_search
+from perceiver_lib.generation.replay import replay
 from perceiver_lib.generation.stream import GREEDY, Sampler, generate, stream
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.parameters import filled
@@ -57,16 +58,11 @@ def _last_logits(graphdef, params, inputs, num_latents):
   return nnx.merge(graphdef, params)(inputs, num_latents=num_latents).values[:, -1]
 
 
-def steps(model: PerceiverAR, window: LatentWindow, prompt: Tokens, tokens: np.ndarray) -> list[np.ndarray]:
+def steps(model: PerceiverAR, window: LatentWindow, prompt: Tokens, tokens: np.ndarray) -> np.ndarray:
   """Logits before each token by the cache, as long as nothing slides."""
-  start = jax.jit(lambda prompt: model.start(prompt, window, room=window.room))
-  step = jax.jit(lambda cache, token: model.step(cache, Tokens(values=token)))
-  cache, logits = start(prompt)
-  found = [np.asarray(logits)]
-  for token in tokens.T[:-1]:
-    cache, logits = step(cache, jnp.asarray(token)[:, None])
-    found.append(np.asarray(logits))
-  return found
+  later = Tokens(values=jnp.asarray(tokens[:, :-1]), valid=jnp.ones(tokens[:, :-1].shape, bool))
+  whole = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), prompt, later)
+  return np.asarray(jax.jit(lambda whole: replay(model, whole, window, num_steps=later.num_tokens))(whole))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +103,7 @@ def test_generation_goes_beyond_the_window_as_recomputation_does():
 
 def test_a_later_token_never_changes_the_cache_of_an_earlier_one():
   model, window = model_of(), LatentWindow(context_length=12, num_latents=8, num_start_latents=3)
-  prompt = Tokens(values=jnp.asarray(IDS))
+  prompt = Tokens(values=jnp.asarray(IDS), valid=jnp.ones(IDS.shape, bool))
   first = np.array([[1, 2, 3, 4]] * 3, np.int32)
   second = np.array([[1, 2, 5, 6]] * 3, np.int32)
   one, two = steps(model, window, prompt, first), steps(model, window, prompt, second)

@@ -18,7 +18,7 @@ import pytest
 from matplotlib.text import Text
 
 from perceiver_lib import plots
-from perceiver_lib.plots import attention, curves, masks, tables, theme
+from perceiver_lib.plots import attention, context, curves, masks, tables, theme
 from perceiver_lib.tokens import SOURCE_TIME, may_attend
 
 RANDOM = np.random.default_rng(5)
@@ -50,6 +50,20 @@ FIGURES = {
     {'Fourier': [95.0, 96.0, 97.0], 'learned': [90.0, 91.0, 93.0]}, title='Bars', y_label='accuracy (%)',
     baselines={'chance': 10.0}, paper={'Fourier': 78.0}, paper_label='paper (ImageNet)',
   ),
+  'ranked': lambda: curves.ranked_bars(
+    {'continue': {'count': 1.67, 'model': 0.95}, 'harmonise': {'count': 1.74, 'model': 0.91}}, ours='model',
+    title='Ranked', x_label='nats per token', notes={'continue': {'model': '(71 % right)'}},
+  ),
+  'copies': lambda: context.copies_by_distance(
+    {'reader, 64 tokens': (np.arange(1, 63, 2), np.ones(31))},
+    {'window 16': (np.arange(1, 63, 2), (np.arange(1, 63, 2) <= 16) * 1.0)},
+    window=16, guessing=1 / 256, title='Copies',
+  ),
+  'settings': lambda: context.bits_by_setting(
+    {'bytes of context': {16: 2.6, 64: 2.5}, 'stride': {64: 2.5}}, {'ms': {16: (2.6, 10.0), 64: (2.5, 31.0)}},
+    title='Run',
+  ),
+  'surprise': lambda: context.surprise(TEXT, RANDOM.uniform(0, 12, len(TEXT)), title='Surprise'),
 }  # fmt: skip
 
 
@@ -120,6 +134,14 @@ def test_four_models_show_the_reductions():
   assert np.array_equal(drawn[2, 1], np.tril(np.ones((4, 4), bool)))
   assert np.array_equal(drawn[2, 0], np.tril(np.ones((4, 8), bool), 4))
   assert np.array_equal(drawn[3, 1], np.kron(np.tril(np.ones((4, 4))), np.ones((2, 2))).astype(bool))
+
+
+def test_ranked_bars_put_the_smallest_on_top_and_refuse_a_panel_without_the_model():
+  figure = curves.ranked_bars({'': {'a': 3.0, 'model': 2.0, 'b': 1.0}}, ours='model', title='Ranked', x_label='bits')
+  [axes] = figure.axes
+  assert [label.get_text() for label in axes.get_yticklabels()] == ['b', 'model', 'a'] and axes.yaxis_inverted()
+  with pytest.raises(ValueError, match="needs a bar 'model'"):
+    curves.ranked_bars({'': {'a': 3.0, 'b': 1.0}}, ours='model', title='Ranked', x_label='bits')
 
 
 def test_image_maps_share_one_scale_and_print_row_sums():

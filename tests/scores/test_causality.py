@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from perceiver_lib.scores.causality import Probe, num_violations, sensitivity
+from perceiver_lib.adapters import EmbeddingAdapterConfig
+from perceiver_lib.scores.causality import Probe, influence, num_violations, sensitivity
+from perceiver_lib.tokens import Tokens
 
 EARLIER = np.tril(np.ones((3, 3), bool))
 
@@ -25,3 +28,20 @@ def test_every_later_input_that_moves_an_output_counts():
 
 def test_an_input_that_should_move_an_output_and_does_not_counts_as_well():
   assert violations(lambda values: 0 * values) == EARLIER.sum()
+
+
+class Sums(nnx.Module):
+  """Running sums of the embedded ids, each channel with its own weight."""
+
+  def __init__(self):
+    self.input_adapter = EmbeddingAdapterConfig(num_embeddings=5, num_channels=2).build(nnx.Rngs(0))
+
+  def __call__(self, tokens: Tokens) -> jnp.ndarray:
+    return jnp.cumsum(self.input_adapter(tokens)[0] * jnp.array([1.0, -2.0]), axis=0)
+
+
+def test_the_influence_of_ids_is_the_jacobian_with_respect_to_what_the_model_embeds():
+  model, tokens = Sums(), Tokens(values=jnp.array([[4, 1, 1]]))
+  rows, moved = influence(lambda model, tokens: model(tokens), model, tokens)
+  np.testing.assert_array_equal(moved, 3.0 * EARLIER)
+  np.testing.assert_allclose(rows, model(tokens))
