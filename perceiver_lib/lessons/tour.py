@@ -21,6 +21,7 @@ from perceiver_lib.experiments.notebooks import discover
 from perceiver_lib.experiments.tables import Table
 from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.modalities.byte_array import byte_array_tokens
+from perceiver_lib.models.last_inputs import on_inputs
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
@@ -99,8 +100,7 @@ def leaking_probe(seed: int, *, num_inputs: int = 8) -> Probe:
   def outputs(values: Array) -> Array:
     inputs = model.in_time(Tokens(values=values, position=position))
     raw = model.latent_inputs(inputs, m // 2)
-    embedded = dataclasses.replace(raw, values=model.project_latents(model.input_adapter(raw)))
-    latents = model.cross_attends[0](embedded, inputs, model.input_adapter)
+    latents = model.cross_attends[0](on_inputs(model, raw)[1], inputs, model.input_adapter)
     return model.blocks[0](dataclasses.replace(latents, time=None)).values
 
   allowed = _allowed(jnp.arange(m // 2, m)[None], jnp.arange(m)[None])

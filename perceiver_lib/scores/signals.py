@@ -1,4 +1,4 @@
-"""How near pictures and sounds come to the truth, in decibels of an error pooled over all of their values."""
+"""How near pictures come to the truth, in decibels of an error pooled over all of their values."""
 
 from __future__ import annotations
 
@@ -11,16 +11,3 @@ def psnr(mean_squared_error: float) -> float:
   The mean of the ratios of single frames is another, larger number. A perfect copy has infinity.
   """
   return math.inf if mean_squared_error == 0 else 10 * math.log10(255.0**2 / mean_squared_error)
-
-
-def signal_to_noise(mean_squared_error: float, mean_power: float) -> float:
-  """Signal-to-noise ratio in decibels, both pooled over all samples, so that silent passages divide by nothing.
-
-  Predicting silence has 0.
-
-  Raises:
-    ValueError: if there is no signal at all.
-  """
-  if mean_power <= 0:
-    raise ValueError('A signal-to-noise ratio needs a signal; all samples are zero.')
-  return math.inf if mean_squared_error == 0 else 10 * math.log10(mean_power / mean_squared_error)

@@ -18,7 +18,7 @@ import pytest
 from matplotlib.text import Text
 
 from perceiver_lib import plots
-from perceiver_lib.plots import attention, context, curves, masks, tables, theme
+from perceiver_lib.plots import attention, context, curves, masks, theme
 from perceiver_lib.tokens import SOURCE_TIME, may_attend
 
 RANDOM = np.random.default_rng(5)
@@ -182,63 +182,6 @@ def test_curves_of_several_seeds_show_median_and_range():
   assert band.min() == 1.0 and band.max() == 9.0
 
 
-RESULT = {
-  'metric': 'test accuracy', 'measured': [95.0, 97.0, 96.0], 'unit': '%', 'baseline': 'linear', 'baseline_value': 88.25,
-  'paper': 'table 1', 'paper_value': 78.0, 'scale': '3,500 images of 28 x 28 / 1.28M of 224 x 224',
-  'status': 'not comparable',
-}  # fmt: skip
-
-
-def test_result_table_says_value_baseline_paper_and_scale():
-  plain = {'metric': 'a|b <i>', 'measured': 2.5, 'unit': 'bits', 'baseline': 'bz2', 'baseline_value': 2.43}
-  table = tables.ResultTable(
-    [tables.Result(**RESULT), tables.Result(**plain, status='no paper value')], caption='demo profile, 2 CPU cores'
-  )
-  first, second = str(table).splitlines()[-2:]
-  assert first == (
-    '| test accuracy | 96% [95 … 97, 3 seeds] | 88.25% (linear) | 78% (table 1) '
-    '| 3,500 images of 28 x 28 / 1.28M of 224 x 224 | not comparable |'
-  )
-  assert second == '| a\\|b <i> | 2.5 bits | 2.43 bits (bz2) |  |  | no paper value |'
-  assert 'a|b &lt;i&gt;' in table._repr_html_() and 'demo profile' in table._repr_html_()
-
-
-@pytest.mark.parametrize(
-  ('changes', 'sentence'),
-  [
-    ({'scale': ''}, 'gap in scale'),
-    ({'measured': None}, 'go together'),
-    ({'paper_value': None}, "the status is 'no paper value'"),
-  ],
-)
-def test_results_that_say_too_little_are_refused(changes, sentence):
-  with pytest.raises(ValueError, match=sentence):
-    tables.Result(**(RESULT | changes))
-
-
-@pytest.mark.parametrize(
-  ('call', 'sentence'),
-  [
-    (lambda: masks.render_mask(None, None), 'pass num_queries and num_keys'),
-    (lambda: masks.render_mask([0], None, num_keys=2), 'must both carry time'),
-    (lambda: attention.image_maps(np.ones((3, 5)), np.ones((2, 14)), title='t'), r'\[k, 15\]'),
-    (lambda: attention.image_maps(np.ones((3, 5)), np.full((2, 15), np.nan), title='t'), 'finite'),
-    (lambda: attention.text_heat('abc', np.ones(2), title='t'), r'\[queries, 3\]'),
-    (lambda: attention.text_heat('abc', -np.ones(3), title='t'), 'not be negative'),
-    (lambda: attention.head_grid(np.ones((2, 3)), title='t'), r'\[heads, queries, keys\]'),
-    (lambda: curves.training_curves({'a': ([0], [0])}, title='t', y_label='y', baselines={}), 'one baseline'),
-    (
-      lambda: curves.training_curves({'a': ([0], [0, 1])}, title='t', y_label='y', baselines={'b': 0}),
-      'as many y as x',
-    ),
-    (
-      lambda: curves.bars_beside_paper({'a': 1}, title='t', y_label='y', baselines={'b': 0}, paper={'a': 1}),
-      'what scale',
-    ),
-    (lambda: tables.ResultTable([], caption='demo'), 'at least one row'),
-    (lambda: theme.describe(theme.new_figure(1.0), ' '), 'what the figure shows'),
-  ],
-)
 def test_bad_input_gets_one_clear_sentence(call, sentence):
   with pytest.raises(ValueError, match=sentence):
     call()
