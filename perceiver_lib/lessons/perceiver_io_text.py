@@ -18,11 +18,10 @@ from perceiver_lib.baselines.text import Score, masked_baselines
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
 from perceiver_lib.modalities.text import MASK, ByteTokenizer, hidden_words
 from perceiver_lib.models.perceiver_io import PerceiverIO
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 from perceiver_lib.training.losses import cross_entropy
 from perceiver_lib.training.metrics import bits_per_byte, correct, evaluate_dataset
 
-AnyArray = Array | np.ndarray
 Batch = Mapping[str, Any]
 View = Callable[[nnx.Module, Batch], Array]
 """(model, batch of `hidden_words`) -> logits [b, o, e] at the places that are asked for."""
