@@ -105,7 +105,9 @@ def problem(kind: str, num_bytes: int, *, num_layers: int = NUM_LAYERS, num_late
     config = dataclasses.replace(
       UnifiedPerceiverConfig.of_bytes(num_bytes, num_channels=WIDTH), num_self_attends_per_block=num_layers
     )
-    return Problem(abstract(UnifiedPerceiver, config), unified_io_ar.random_timed_bytes(num_bytes), unified_io_ar.byte_loss)
+    return Problem(
+      abstract(UnifiedPerceiver, config), unified_io_ar.random_timed_bytes(num_bytes), unified_io_ar.byte_loss
+    )
   config = TransformerConfig.of_bytes(
     num_channels=WIDTH, num_layers=num_layers, num_heads=NUM_HEADS, vocabulary_size=NUM_IDS
   )

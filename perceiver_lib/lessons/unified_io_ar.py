@@ -1,4 +1,4 @@
-"""Notebook 08: the unified model without training: its rule, its special cases, what masking and a million bytes cost."""
+"""Notebook 08: the unified model without training: rule, special cases, what masking and a million bytes cost."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ How = Literal['prefix', 'general']
 
 
 def random_timed_bytes(num_bytes: int) -> Tokens:
-  """What bytes say does not change what they cost; they come over the timesteps of `UnifiedPerceiverConfig.of_bytes`."""
+  """What bytes say does not change what they cost; in the 16 timesteps of `UnifiedPerceiverConfig.of_bytes`."""
   return timed_byte_tokens(np.random.default_rng(0).integers(0, 256, (1, num_bytes), np.uint8), num_timesteps=16)
 
 

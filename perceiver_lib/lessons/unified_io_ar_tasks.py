@@ -1,4 +1,4 @@
-"""Notebook 08: what the unified model reads and says in its three tasks: words aloud, digits by name, the next frame."""
+"""Notebook 08: what the unified model reads and says in three tasks: words aloud, digits by name, the next frame."""
 
 from __future__ import annotations
 
