@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import UInt8
 
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 
 
-def byte_array_tokens(values: UInt8[Array, 'b m']) -> Tokens:
+def byte_array_tokens(values: UInt8[AnyArray, 'b m']) -> Tokens:
   """Raw tokens with positions from -1 for the first byte to 1 for the last; 5 bytes of memory a token."""
   position = jnp.linspace(-1, 1, values.shape[1], dtype=jnp.float32)
   return Tokens(values=jnp.asarray(values), position=position[None, :, None])
 
 
-def timed_byte_tokens(values: UInt8[Array, 'b m'], num_timesteps: int) -> Tokens:
+def timed_byte_tokens(values: UInt8[AnyArray, 'b m'], num_timesteps: int) -> Tokens:
   """Raw tokens, equally many a timestep; positions go from -1 to 1 within each timestep; 9 bytes of memory a token.
 
   Raises:
