@@ -38,6 +38,13 @@ def pronunciation_baselines(train: words.WordSource, held_out: words.WordSource)
   return results
 
 
+def phoneme_entropy(train: words.WordSource) -> float:
+  """Nats of a phoneme, or END, drawn by its frequency: the loss of who knows frequencies only."""
+  counts = np.bincount(train.arrays['phonemes'].ravel())[words.END :]
+  shares = counts[counts > 0] / counts.sum()
+  return float(-np.sum(shares * np.log(shares)))
+
+
 def _phonemes(chunks: Int64[np.ndarray, 'l']) -> list[int]:
   said: list[int] = []
   for chunk in (int(chunk) - 1 for chunk in chunks if chunk):

@@ -133,6 +133,10 @@ class Clips:
     self.film, self.starts, self.num_frames = film, starts, num_frames
     self.num_samples = (num_frames * SAMPLES_PER_SECOND // FRAMES_PER_SECOND) // 16 * 16
 
+  def first(self, count: int | None) -> Clips:
+    """The first clips, None = all."""
+    return Clips(self.film, self.starts[:count], self.num_frames)
+
   def __len__(self) -> int:
     return len(self.starts)
 

@@ -46,6 +46,11 @@ class WordSource(ArraySource):
     self.words = tuple(words)
     self.variants = tuple(variants)
 
+  def first(self, count: int | None) -> WordSource:
+    """The first rows, None = all."""
+    arrays = {name: array[:count] for name, array in self.arrays.items()}
+    return WordSource(arrays, self.words[:count], self.variants[:count])
+
 
 def load() -> DataSet:
   """About 94 / 3 / 3 % of the words; every split is a `WordSource`.
@@ -110,6 +115,14 @@ def _source(examples: Iterable[tuple[str, Phonemes]]) -> WordSource:
     row[len(variant)] = END
   arrays = {'letters': letter_ids(words), 'phonemes': phonemes}
   return WordSource(arrays, words, [read()[word] for word in words])
+
+
+def training_words(source: WordSource, num_timesteps: int) -> ArraySource:
+  """The words whose phonemes, with END, fit into so many timesteps, and the phonemes cut to them."""
+  fits = (source.arrays['phonemes'] != PAD).sum(1) <= num_timesteps
+  return ArraySource(
+    {'letters': source.arrays['letters'][fits], 'phonemes': source.arrays['phonemes'][fits, :num_timesteps]}
+  )
 
 
 def letter_ids(words: Sequence[str]) -> Int32[np.ndarray, 'n 14']:

@@ -25,13 +25,13 @@ from perceiver_lib.experiments.wording import describe_spread
 from perceiver_lib.experiments.workers import Worker, answers_in_turn
 from perceiver_lib.flops import count_flops
 from perceiver_lib.generation.stream import GREEDY, generate
-from perceiver_lib.lessons import unified_bytes
+from perceiver_lib.lessons import unified_io_ar
 from perceiver_lib.lessons.tour import random_bytes
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.models.transformer import Transformer, TransformerConfig
-from perceiver_lib.models.unified import UnifiedPerceiver
+from perceiver_lib.models.unified import UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
@@ -103,10 +103,11 @@ def problem(kind: str, num_bytes: int, *, num_layers: int = NUM_LAYERS, num_late
     return Problem(abstract(PerceiverAR, config), Tokens(values=ids), loss)
   if kind == 'unified':
     config = dataclasses.replace(
-      unified_bytes.byte_model(num_bytes, width=WIDTH), num_self_attends_per_block=num_layers
+      UnifiedPerceiverConfig.of_bytes(num_bytes, num_channels=WIDTH), num_self_attends_per_block=num_layers
     )
-    loss = lambda model, tokens: unified_bytes.loss_of(model, tokens, 'prefix')  # noqa: E731
-    return Problem(abstract(UnifiedPerceiver, config), unified_bytes.byte_tokens(num_bytes), loss)
+    return Problem(
+      abstract(UnifiedPerceiver, config), unified_io_ar.random_timed_bytes(num_bytes), unified_io_ar.byte_loss
+    )
   config = TransformerConfig.of_bytes(
     num_channels=WIDTH, num_layers=num_layers, num_heads=NUM_HEADS, vocabulary_size=NUM_IDS
   )

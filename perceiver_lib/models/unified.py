@@ -17,7 +17,7 @@ from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.adapters import AdapterConfig, table_initializer
+from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, table_initializer
 from perceiver_lib.attention.attend import joined_times, read
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
@@ -25,6 +25,8 @@ from perceiver_lib.attention.timesteps import prefix_read
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
 from perceiver_lib.models.last_inputs import latest, read_inputs
+from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import Tokens
 
 Inputs = Tokens | Mapping[str, Tokens]
@@ -126,6 +128,40 @@ class UnifiedPerceiverConfig:
       num_self_attends_per_block=2,
       self_attend=LayerConfig(num_heads=2),
       decoder=decoder,
+    )
+
+  @classmethod
+  def of_bytes(
+    cls,
+    num_bytes: int,
+    *,
+    num_timesteps: int = 16,
+    num_latents: int = 16,
+    num_channels: int = 128,
+    num_outputs: int = 10,
+  ) -> UnifiedPerceiverConfig:
+    """Inputs of any length, equally many bytes a timestep (`modalities.byte_array`), 2 self-attends, one query a step.
+
+    A million bytes fit a laptop; what they cost is measured in notebooks 08 and 10.
+
+    Args:
+      num_channels: of inputs, latents and the query, in 8 heads.
+    """
+    position = FourierFeatures(num_bands=7, max_resolution=(num_bytes // num_timesteps,))
+    return cls(
+      input_adapter=FeatureAdapterConfig(
+        num_values=1,
+        scale=2 / 255,
+        shift=-1,
+        num_projected_channels=num_channels - position.num_channels,
+        position=position,
+      ),
+      latents=LearnedLatents(num_latents=num_latents, num_timesteps=num_timesteps),
+      num_latent_channels=num_channels,
+      num_self_attends_per_block=2,
+      cross_attend=LayerConfig(num_heads=8),
+      self_attend=LayerConfig(num_heads=8),
+      decoder=DecoderConfig(queries=LearnedQueries(num_queries=1, num_channels=num_channels), num_outputs=num_outputs),
     )
 
 

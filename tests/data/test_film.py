@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from perceiver_lib.baselines.video import frame_psnr, video_baselines
+from perceiver_lib.baselines.video import blurred_copy, frame_psnr, prediction_psnr, video_baselines
 from perceiver_lib.data import film
 from perceiver_lib.data.base import Source
 
@@ -110,6 +110,16 @@ def test_baselines_of_pictures_that_brighten_steadily():
   assert found['linear extrapolation'].all == np.inf
   assert found['copy last frame'].all == pytest.approx(10 * np.log10(255**2 / 100))
   assert np.isnan(found['copy last frame'].at_cuts)
+
+
+def test_a_copy_that_is_not_blurred_is_a_copy_and_of_noise_the_mean_is_the_better_guess():
+  random = np.random.default_rng(0)
+  cuts = np.array([False, False, False, True])
+  clips = [{'frames': random.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), 'cuts': cuts} for _ in range(3)]
+  copied = video_baselines(clips)['copy last frame']
+  assert blurred_copy(clips, 0.0) == pytest.approx(copied, rel=1e-6)
+  assert blurred_copy(clips, 1.0).all > copied.all
+  assert prediction_psnr(clips, np.stack([clip['frames'][:-1] for clip in clips])) == pytest.approx(copied, rel=1e-6)
 
 
 def test_psnr_pools_errors_not_ratios():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perceiver_lib.baselines.pronunciation import pronunciation_baselines
+from perceiver_lib.baselines.pronunciation import phoneme_entropy, pronunciation_baselines
 from perceiver_lib.data import pronunciation as words
 
 SPLITS = ('train', 'validation', 'test')
@@ -58,6 +58,20 @@ def test_spelling_there_and_back():
       words.letter_ids(['good', wrong])
   with pytest.raises(ValueError, match='below 68; got 68'):
     words.spell([68])
+
+
+def test_words_that_are_too_long_are_left_out_and_the_first_stay_together(data):
+  few = data.train.first(50)
+  lengths = (few.arrays['phonemes'] != words.PAD).sum(1)
+  short = words.training_words(few, 7)
+  assert len(short) == (lengths <= 7).sum() < len(few) == len(few.words) == len(few.variants)
+  assert short.arrays['phonemes'].shape[1] == 7 and ((short.arrays['phonemes'] == words.END).sum(1) == 1).all()
+
+
+def test_frequencies_alone_leave_their_entropy():
+  phonemes = np.array([[words.END, 40], [words.END, 40]], np.int32)
+  source = words.WordSource({'letters': words.letter_ids(['a', 'b']), 'phonemes': phonemes}, 'ab', [((40,),)] * 2)
+  assert phoneme_entropy(source) == pytest.approx(np.log(2))
 
 
 def test_tables_are_as_good_as_reported(data):

@@ -1,24 +1,26 @@
-"""What notebook 08 shows of the unified model without training: the rule, its special cases, and what masking costs."""
+"""Notebook 08: the unified model without training: rule, special cases, what masking and a million bytes cost."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
-from perceiver_lib.attention.attend import KeyValueReader, attend
+from perceiver_lib.attention.attend import KeyValueReader, attend, read
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.measuring import compiled, measure, temporary_megabytes
 from perceiver_lib.experiments.workers import in_fresh_process
+from perceiver_lib.modalities.byte_array import timed_byte_tokens
 from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, UnifiedPerceiverConfig
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
@@ -26,6 +28,9 @@ from perceiver_lib.queries import PositionQueries, position_queries
 from perceiver_lib.scores.causality import Probe
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
 from perceiver_lib.training.host import enable_compilation_cache
+from perceiver_lib.training.losses import cross_entropy
+
+# The rule, and who keeps it.
 
 INPUT_TIMES = (2, 0, SOURCE_TIME, 1, 3, 1, 0, 2)
 """Of eight inputs in no order; the last but one is padding."""
@@ -50,14 +55,11 @@ def probes(seed: int) -> list[Probe]:
 def tiny_model(seed: int, *, encoder_window: int | None = None) -> UnifiedPerceiver:
   """A unified model with two latents for each of four timesteps, every parameter random."""
   adapter = FeatureAdapterConfig(num_values=1, position=FourierFeatures(num_bands=3, max_resolution=(8,)))
-  config = UnifiedPerceiverConfig.tiny(adapter, _decoder(adapter), num_timesteps=NUM_TIMESTEPS)
+  decoder = DecoderConfig(queries=PositionQueries(position=adapter.position), num_outputs=3)
+  config = UnifiedPerceiverConfig.tiny(adapter, decoder, num_timesteps=NUM_TIMESTEPS)
   latents = LearnedLatents(num_latents=NUM_LATENTS, num_timesteps=NUM_TIMESTEPS, encoder_window=encoder_window)
   config = dataclasses.replace(config, latents=latents, num_self_attends_per_block=1)
   return filled(abstract(UnifiedPerceiver, config), scale=0.3, seed=seed)
-
-
-def _decoder(adapter: FeatureAdapterConfig) -> DecoderConfig:
-  return DecoderConfig(queries=PositionQueries(position=adapter.position), num_outputs=3)
 
 
 def as_sketched(model: UnifiedPerceiver, inputs: Tokens) -> Tokens:
@@ -97,11 +99,14 @@ def largest_differences(
   return tuple(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
 
 
+# What the processor's mask costs.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessorSize:
   """T x S latents of D channels through layers of so many heads."""
 
-  num_timesteps: int = 64
+  num_timesteps: int
   num_latents: int = 128
   num_latent_channels: int = 256
   num_layers: int = 6
@@ -120,14 +125,14 @@ def abstract_processor(size: ProcessorSize) -> LatentBlock:
   return abstract(make, LayerConfig(num_heads=size.num_heads))
 
 
-def processor_step(size: ProcessorSize, *, naive: bool) -> Callable[[CausalLatentBlock, Tokens], Any]:
+def processor_step(size: ProcessorSize, *, naive: bool) -> Callable[[LatentBlock, Tokens], Any]:
   """Forward and backward through the latents' self-attention: `step(block, latents)`.
 
   Args:
     naive: the whole matrix of T S x T S logits under a mask in every layer; otherwise `LatentBlock` with remat.
   """
 
-  def loss(block: CausalLatentBlock, latents: Tokens) -> Float[Array, '']:
+  def loss(block: LatentBlock, latents: Tokens) -> Float[Array, '']:
     if naive:
       for layer in block.layers:
         latents = _with_whole_matrix(layer, latents)
@@ -136,6 +141,14 @@ def processor_step(size: ProcessorSize, *, naive: bool) -> Callable[[CausalLaten
     return jnp.mean(jnp.square(latents.values))
 
   return jax.value_and_grad(loss)
+
+
+def _with_whole_matrix(layer: Any, latents: Tokens) -> Tokens:
+  normed = dataclasses.replace(latents, values=layer.norm(latents.values))
+  q = layer.attention.project_queries(normed.values, None)
+  k, v = KeyValueReader(None, None, layer.attention)(normed)
+  heads = attend(q, k, v, query_time=latents.time, key_time=latents.time)
+  return layer.finish(latents, heads, rngs=None)
 
 
 def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
@@ -147,7 +160,7 @@ def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
 def processor_peak_gigabytes(size: ProcessorSize) -> float:
   """The most memory of a process of its own that runs one step without the whole matrix."""
   settings = dataclasses.asdict(size)
-  return in_fresh_process('perceiver_lib.lessons.unified_rule:run_processor', **settings)['peak_gigabytes']
+  return in_fresh_process('perceiver_lib.lessons.unified_io_ar:run_processor', **settings)['peak_gigabytes']
 
 
 def run_processor(**settings: int) -> dict[str, float]:
@@ -162,9 +175,44 @@ def run_processor(**settings: int) -> dict[str, float]:
   return dataclasses.asdict(measure(processor_step(size, naive=False), block, latents, calls=1)[1])
 
 
-def _with_whole_matrix(layer: Any, latents: Tokens) -> Tokens:
-  normed = dataclasses.replace(latents, values=layer.norm(latents.values))
-  q = layer.attention.project_queries(normed.values, None)
-  k, v = KeyValueReader(None, None, layer.attention)(normed)
-  heads = attend(q, k, v, query_time=latents.time, key_time=latents.time)
-  return layer.finish(latents, heads, rngs=None)
+# A million bytes over sixteen timesteps.
+
+How = Literal['prefix', 'general']
+
+
+def random_timed_bytes(num_bytes: int) -> Tokens:
+  """What bytes say does not change what they cost; in the 16 timesteps of `UnifiedPerceiverConfig.of_bytes`."""
+  return timed_byte_tokens(np.random.default_rng(0).integers(0, 256, (1, num_bytes), np.uint8), num_timesteps=16)
+
+
+def encode_generally(model: UnifiedPerceiver, inputs: Tokens) -> Tokens:
+  """`model.encode` with the streamed read that any queries may use: T x S rows of logits for every byte."""
+  s, t = model.config.latents.num_latents, model.config.latents.num_timesteps
+  steps = jnp.arange(t, dtype=jnp.int32)
+  q = repeat(model.question(inputs.batch_size), 'b h s k -> b h (t s) k', t=t)
+  query_time = repeat(steps, 't -> b (t s)', b=inputs.batch_size, s=s)
+  sources = model.cross_attends[0].sources(inputs, model.input_adapter)
+  latents = model.answer(read(q, sources, query_time=query_time), steps)
+  return model.blocks[0](latents, num_latents_per_timestep=s, remat=True)
+
+
+def byte_loss(model: UnifiedPerceiver, inputs: Tokens, how: How = 'prefix') -> Float[Array, '']:
+  """The cross-entropy of a label at each timestep."""
+  latents = model.encode(inputs, remat=True) if how == 'prefix' else encode_generally(model, inputs)
+  steps = jnp.arange(model.config.latents.num_timesteps, dtype=jnp.int32)[None]
+  logits = model.decode(latents, Tokens(values=jnp.zeros_like(steps), time=steps))
+  return cross_entropy(logits, steps % 10)
+
+
+def measure_bytes(num_bytes: int, how: How) -> dict[str, Any]:
+  """One step, forward and backward: its `Cost`, and the `loss`, by which one sees that both reads compute the same."""
+  enable_compilation_cache()
+  model = filled(abstract(UnifiedPerceiver, UnifiedPerceiverConfig.of_bytes(num_bytes)), scale=0.05)
+  step = jax.value_and_grad(lambda model, tokens: byte_loss(model, tokens, how))
+  (loss, _), cost = measure(step, model, random_timed_bytes(num_bytes), calls=1)
+  return {'how': how, 'num_bytes': num_bytes, 'loss': float(loss), **dataclasses.asdict(cost)}
+
+
+def measure_bytes_alone(num_bytes: int, how: How) -> dict[str, Any]:
+  """`measure_bytes` in a process of its own."""
+  return in_fresh_process('perceiver_lib.lessons.unified_io_ar:measure_bytes', num_bytes=num_bytes, how=how)
