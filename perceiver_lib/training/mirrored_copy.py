@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.data.mirrored_copy import copy_batch
 from perceiver_lib.training.sequences import examples_of, keep_first, keep_last
 
 
@@ -26,19 +25,18 @@ def crop_ends(key: Array, batch_size: int, length: int, num_latents: int) -> Int
 
 
 def copy_accuracy(
-  model: nnx.Module, length: int, *, num_latents: int, seed: int, window: int | None = None, num_sequences: int = 16
+  model: nnx.Module, batch: Mapping[str, np.ndarray], *, num_latents: int, window: int | None = None
 ) -> tuple[Int[np.ndarray, 'd'], Float[np.ndarray, 'd']]:
   """Distances between a byte and its copy, 1 3 5 ..., and the share of new sequences in which it is right at each.
 
   A window slides byte by byte, so that every prediction sees all of it; else crops move on by the latents.
 
   Args:
-    length: tokens of a sequence.
+    batch: new sequences, by `data.mirrored_copy.copy_batch`.
     num_latents: predictions of one call.
-    seed: of the sequences, which no training of the same seed meets.
     window: last inputs that the model sees; None = all.
   """
-  batch = copy_batch(length, num_sequences, seed=seed + 1_000_003)
+  num_sequences, length = batch['ids'].shape
   num_targets = length // 2 - 1
   step = num_latents if window is None else 1
   seen = jnp.int32(window or length)

@@ -41,10 +41,10 @@ def test_no_byte_of_the_second_half_is_trained_less_often_than_the_others():
 
 
 def test_the_ideal_copier_is_right_at_every_distance_and_blind_beyond_a_window():
-  distance, accuracy = copy_accuracy(Mirror(), 22, num_latents=5, seed=0, num_sequences=3)
+  distance, accuracy = copy_accuracy(Mirror(), copy_batch(22, 3, seed=1), num_latents=5)
   np.testing.assert_array_equal(distance, np.arange(1, 21, 2))
   np.testing.assert_array_equal(accuracy, 1.0)
-  distance, accuracy = copy_accuracy(Mirror(), 22, num_latents=7, seed=0, window=7, num_sequences=3)
+  distance, accuracy = copy_accuracy(Mirror(), copy_batch(22, 3, seed=1), num_latents=7, window=7)
   np.testing.assert_array_equal(accuracy, distance <= 7)
 
 
