@@ -175,7 +175,7 @@ def ranked_bars(
       axes.bar_label(bars, labels, padding=3, fontsize=9)
       axes.set(title=panel, xlabel=x_label)
       axes.invert_yaxis()
-      axes.margins(x=0.45 if behind else 0.12)
+      axes.margins(x=0.8 if behind else 0.12)
       parts.append(', '.join(f'{name} {label}' for name, label in zip(ranked, labels, strict=True)))
   words = '; '.join(f'{panel}: {part}' if panel else part for panel, part in zip(panels, parts, strict=True))
   return theme.describe(figure, f'{title}. {x_label}, the smallest first: {words}.')

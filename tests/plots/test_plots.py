@@ -182,6 +182,28 @@ def test_curves_of_several_seeds_show_median_and_range():
   assert band.min() == 1.0 and band.max() == 9.0
 
 
+@pytest.mark.parametrize(
+  ('call', 'sentence'),
+  [
+    (lambda: masks.render_mask(None, None), 'pass num_queries and num_keys'),
+    (lambda: masks.render_mask([0], None, num_keys=2), 'must both carry time'),
+    (lambda: attention.image_maps(np.ones((3, 5)), np.ones((2, 14)), title='t'), r'\[k, 15\]'),
+    (lambda: attention.image_maps(np.ones((3, 5)), np.full((2, 15), np.nan), title='t'), 'finite'),
+    (lambda: attention.text_heat('abc', np.ones(2), title='t'), r'\[queries, 3\]'),
+    (lambda: attention.text_heat('abc', -np.ones(3), title='t'), 'not be negative'),
+    (lambda: attention.head_grid(np.ones((2, 3)), title='t'), r'\[heads, queries, keys\]'),
+    (lambda: curves.training_curves({'a': ([0], [0])}, title='t', y_label='y', baselines={}), 'one baseline'),
+    (
+      lambda: curves.training_curves({'a': ([0], [0, 1])}, title='t', y_label='y', baselines={'b': 0}),
+      'as many y as x',
+    ),
+    (
+      lambda: curves.bars_beside_paper({'a': 1}, title='t', y_label='y', baselines={'b': 0}, paper={'a': 1}),
+      'what scale',
+    ),
+    (lambda: theme.describe(theme.new_figure(1.0), ' '), 'what the figure shows'),
+  ],
+)
 def test_bad_input_gets_one_clear_sentence(call, sentence):
   with pytest.raises(ValueError, match=sentence):
     call()

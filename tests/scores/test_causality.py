@@ -37,7 +37,7 @@ class Sums(nnx.Module):
     self.input_adapter = EmbeddingAdapterConfig(num_embeddings=5, num_channels=2).build(nnx.Rngs(0))
 
   def __call__(self, tokens: Tokens) -> jnp.ndarray:
-    return jnp.cumsum(self.input_adapter(tokens)[0] * jnp.array([1.0, -2.0]), axis=0)
+    return jnp.cumsum(self.input_adapter(tokens)[0] * jnp.array([[1.0, -2.0]]), axis=0)
 
 
 def test_the_influence_of_ids_is_the_jacobian_with_respect_to_what_the_model_embeds():
