@@ -133,7 +133,7 @@ class Attention(nnx.Module):
   Heads are the slow axis of each projection's channels, as in deepmind-research and in Hugging Face's weights.
 
   Attributes:
-    operands: what queries, keys and values are rounded to, see `precision`.
+    operands: what queries, keys and values are rounded to, see `attention.products`.
   """
 
   operands: Operands = 'float32'

@@ -38,7 +38,7 @@ def block_causal_attend(
   num_latents_per_timestep: int,
   block_rows: int | None = None,
 ) -> Float[Array, 'b h n v']:
-  """Equals `attention.attend` with these times, in outputs and gradients, at half the work and O(n) memory.
+  """Equals `attend` with these times, in outputs and gradients, at half the work and O(n) memory.
 
   Args:
     time: of every latent; S neighbours share a timestep, and times rise from one timestep to the next.

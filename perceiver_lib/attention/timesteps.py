@@ -61,7 +61,7 @@ def prefix_read(
 ) -> Float[Array, 'b h ts v']:
   """Attention of the same S queries at timesteps 0 .. T-1 over inputs that each timestep may know, timestep-major.
 
-  Equals `attention.read` of T x S repeated queries with their timesteps, in outputs and gradients. Inputs may come in
+  Equals `attend.read` of T x S repeated queries with their timesteps, in outputs and gradients. Inputs may come in
   any order and any number a timestep. An input earlier than timestep 0 is seen by all (with a window: by those in
   whose window it is); SOURCE_TIME is always seen.
 

@@ -12,7 +12,6 @@ _PUBLIC = {
   'Run': 'run',
   'RunIncomplete': 'run',
   'check_profile': 'profiles',
-  'pick': 'profiles',
   'start_run': 'run',
 }
 

@@ -29,7 +29,7 @@ Pieces = dict[str, np.ndarray]
 
 ORDERS: tuple[music.Order, ...] = ('interleaved', 'soprano_first')
 MUSIC_ONLY = np.arange(music.VOCABULARY_SIZE)[None] >= music.REST
-"""`allowed` of `generation.generate`: pitches and rests, no end."""
+"""`allowed` of `generation.stream.generate`: pitches and rests, no end."""
 CHORDS = ({0, 4, 7}, {0, 3, 7}, {0, 3, 6}, {0, 4, 7, 10}, {0, 3, 7, 10}, {0, 4, 7, 11}, {0, 3, 6, 10}, {0, 3, 6, 9})
 """Pitch classes over the root: the major, minor and diminished triad, and the seventh chords of the chorales."""
 

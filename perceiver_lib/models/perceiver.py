@@ -34,7 +34,7 @@ class PerceiverConfig:
     num_blocks: latent blocks, and num_self_attends_per_block their depth.
     block_sharing: which blocks use the same weights; the paper's 44.9M parameters share all, its text all but one.
     cross_attend, self_attend: the layers.
-    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `attention.products`.
   """
 
   input_adapter: AdapterConfig

@@ -45,7 +45,7 @@ class PerceiverARConfig:
     num_rotary_layers: self-attends that rotate, from the first; None = all of them. The cross-attend has its own field.
     output: 'linear' head, which starts at zero, or 'tied' to the embedding of the input, with a bias.
     cross_attend, self_attend: the layers.
-    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `attention.products`.
   """
 
   input_adapter: AdapterConfig

@@ -42,7 +42,7 @@ class PerceiverIOConfig:
     cross_attend, self_attend: the layers of encoder and processor.
     decoder: queries, layer and final projection.
     preprocessor: sees the whole image and makes other tokens of it before the adapter; None in all models but one.
-    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `attention.products`.
   """
 
   input_adapter: AdapterConfig

@@ -89,7 +89,7 @@ class UnifiedPerceiverConfig:
     num_blocks: times that the one latent block is applied, and num_self_attends_per_block its depth.
     cross_attend, self_attend: the layers.
     decoder: queries of any kind, each with its own timestep, or `IdentityDecoderConfig`.
-    mixed_precision: products of bfloat16 operands with float32 sums, see `precision`.
+    mixed_precision: products of bfloat16 operands with float32 sums, see `attention.products`.
   """
 
   input_adapter: AdapterConfig

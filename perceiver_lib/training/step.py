@@ -1,4 +1,4 @@
-"""What `training.fit` compiles: the loss as a pure function, the state of a training, and the update of that state."""
+"""What `fit` compiles: the loss as a pure function, the state of a training, and the update of that state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Batch = Mapping[str, Any]
 """Arrays by name."""
 
 LossFn = Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]]
-"""`(model, batch, rngs) -> (scalar loss, dict of scalars)`, as `training.fit` takes it."""
+"""`(model, batch, rngs) -> (scalar loss, dict of scalars)`, as `fit` takes it."""
 
 
 def functional_loss(graphdef: Any, loss_fn: LossFn) -> Callable:

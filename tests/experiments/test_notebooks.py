@@ -8,7 +8,6 @@ import pytest
 
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.notebooks import discover, load, notebook_hash, select
-from perceiver_lib.experiments.profiles import PROFILES, pick
 from tests.experiments.sequence import GOOD, PARAMETERS, write_notebook
 
 
@@ -105,12 +104,3 @@ def test_the_hash_sees_source_and_ignores_outputs(tmp_path):
   content['cells'][-1]['source'] = ['print(2)']
   path.write_text(json.dumps(content))
   assert notebook_hash(path) != before
-
-
-def test_a_recipe_is_picked_by_profile():
-  assert list(PROFILES) == ['smoke', 'demo', 'full', 'paper']
-  assert pick({'smoke': 3, 'demo': 5}, 'demo') == 5
-  with pytest.raises(RequestError, match="Unknown profile 'big'"):
-    pick({'smoke': 3}, 'big')
-  with pytest.raises(RequestError, match="no 'full' profile; it offers smoke, demo"):
-    pick({'smoke': 3, 'demo': 5}, 'full')

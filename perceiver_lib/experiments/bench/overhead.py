@@ -1,4 +1,4 @@
-"""What Python adds to a training step of toy size: `training.fit` beside its own compiled program, called in a loop.
+"""What Python adds to a training step of toy size: `fit` beside its own compiled program, called in a loop.
 
 A model of this size computes for a millisecond, so the host shows: the loop, the batch on its way to the device, the
 records. Both contenders do the same updates; what `fit` takes longer, divided by the steps, is the overhead of a step.
