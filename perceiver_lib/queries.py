@@ -2,7 +2,7 @@
 
 A query is a token as an input is: raw values, a position, a time, validity. A query adapter turns a chunk of them into
 channels, so that millions of outputs can be decoded chunk by chunk. Any input adapter serves as well, and
-`adapters.ModalityAdaptersConfig` pads queries of several modalities to one width.
+`modalities.multimodal.ModalityAdaptersConfig` pads queries of several modalities to one width.
 
 | queries | config | raw tokens |
 |---|---|---|
@@ -44,6 +44,8 @@ class LearnedQueries:
 
 
 class LearnedQueryTable(nnx.Module):
+  """Ids of rows `[b, o]` -> the trained vectors `[b, o, f]`."""
+
   def __init__(self, config: LearnedQueries, *, rngs: nnx.Rngs):
     self.config = config
     self.table = nnx.Param(table_initializer()(rngs.params(), (config.num_queries, config.num_channels)))
@@ -86,6 +88,8 @@ class PositionQueries:
 
 
 class PositionQueryAdapter(nnx.Module):
+  """Positions of tokens without values -> channels `[b, o, f]`."""
+
   def __init__(self, config: PositionQueries, *, rngs: nnx.Rngs):
     self.position = config.position.build(rngs) if isinstance(config.position, LearnedPositions) else config.position
 

@@ -24,7 +24,7 @@ LAYERS = (
   'scores data',
   'baselines plots',
   'models',
-  'generation training pretrained',
+  'generation training',
   'experiments',
   'lessons',
   '__main__',

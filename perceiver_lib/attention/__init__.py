@@ -7,7 +7,7 @@ timesteps     what the same question reads at every timestep, in one pass (the u
 grouped       that pass: the same queries over groups of tokens
 block_causal  self-attention over latents in time, without the forbidden half
 caching       keys and values of tokens that were read before
-capture       attention maps by name, of every form
+capture       attention maps by name; while they are recorded, blocks are read as any other latents
 rollout       from an output through the layers to the inputs
 products      how a product of two arrays is made
 """

@@ -26,7 +26,8 @@ def reference_attend(
   v: Float[Array, 'b h j v'],
   allowed: Bool[Array, 'b #i j'],
 ) -> Float[Array, 'b h i v']:
-  """What attention means. Every form in this folder equals it, in outputs and gradients, without its whole matrix.
+  """What attention means. Every form in this folder equals it in outputs and gradients; those for long inputs never
+  make its whole matrix, and all of them also keep NaN out of padding.
 
   `allowed` is the mask of `tokens.may_attend`; a query that may attend to nothing reads exactly zero.
   """
@@ -128,9 +129,10 @@ def choose_chunk_size(num_rows: int, num_keys: int, platform: str | None = None)
 
 
 class Attention(nnx.Module):
-  """Multi-head attention with separate widths for queries and keys, for values, and for the output.
+  """The projections of a multi-head attention; `read` does the attending.
 
-  Heads are the slow axis of each projection's channels, as in deepmind-research and in Hugging Face's weights.
+  Queries and keys, values, and the output have separate widths. Heads are the slow axis of each projection's channels,
+  as in deepmind-research and in Hugging Face's weights.
 
   Attributes:
     operands: what queries, keys and values are rounded to, see `attention.products`.
@@ -206,10 +208,12 @@ def key_stream(tokens: Tokens, reader: KeyValueReader) -> KeyStream:
 
 
 def split_heads(channels: Float[Array, 'b j c'], num_heads: int) -> Float[Array, 'b h j k']:
+  """Heads are the slow axis of the channels."""
   return rearrange(channels, 'b j (h k) -> b h j k', h=num_heads)
 
 
 def rotated(heads: Float[Array, 'b h j k'], position: Array | None, rotary: Rotary | None) -> Float[Array, 'b h j k']:
+  """Turned by position where there is a rotary; raises a ValueError for tokens without one."""
   if rotary is None:
     return heads
   if position is None:
@@ -257,6 +261,7 @@ def joined_times(tokens: Sequence[Tokens]) -> Int[Array, 'b j'] | None:
 
 
 def joined_validity(tokens: Sequence[Tokens]) -> Bool[Array, 'b j'] | None:
+  """Which tokens of several sources exist, side by side; None = all of them."""
   if all(source.valid is None for source in tokens):
     return None
   every = [jnp.ones(t.values.shape[:2], bool) if t.valid is None else t.valid for t in tokens]

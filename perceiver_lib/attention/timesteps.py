@@ -28,10 +28,10 @@ from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
 from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, streamed_logits
-from perceiver_lib.tokens import SOURCE_TIME, Tokens
+from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
 
 SMALL_TIMESTEPS_LOGITS = 2**24
-"""Where a timestep has few tokens, up to this many logits (64 MiB) are computed at once."""
+"""Inputs of a few tokens a timestep are read densely up to this many logits (64 MiB): chunks would be almost empty."""
 
 Sources = Sequence[tuple[Tokens, KeyValueReader]]
 
@@ -45,10 +45,12 @@ def may_read(input_time: Int[Array, 'b j'], num_timesteps: int, window: int | No
       step 1   # # . #      . # . #
       step 2   # # # #      . . # #
   """
-  step = jnp.arange(num_timesteps, dtype=jnp.int32)[None, :, None]
+  step = jnp.broadcast_to(jnp.arange(num_timesteps, dtype=jnp.int32), (input_time.shape[0], num_timesteps))
+  allowed = may_attend(step, input_time, None)
+  if window is None:
+    return allowed
   time = input_time[:, None, :]
-  allowed = time <= step
-  return allowed if window is None else allowed & ((time > step - window) | (time == SOURCE_TIME))
+  return allowed & ((time > step[:, :, None] - window) | (time == SOURCE_TIME))
 
 
 def prefix_read(
@@ -110,6 +112,7 @@ def _dense_is_better(q: Array, sources: Sources, num_timesteps: int) -> bool:
 
 
 def check(sources: Sources, window: int | None) -> None:
+  """Raises a ValueError for inputs without a time, or a window that holds no timestep."""
   if any(tokens.time is None for tokens, _ in sources):
     raise ValueError('A read by timestep needs a time for every input; got inputs without one.')
   if window is not None and window < 1:

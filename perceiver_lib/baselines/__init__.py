@@ -1,0 +1,1 @@
+"""What a model must beat, one file a kind: images, text, music, video, pronunciation, flow. They know no model."""

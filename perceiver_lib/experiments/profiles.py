@@ -8,9 +8,9 @@ from perceiver_lib.experiments.errors import RequestError
 
 PROFILES: Mapping[str, str] = {
   'smoke': 'the machinery only, about a minute a notebook; its numbers mean nothing',
-  'demo': 'the default: really learns, within 5 minutes a notebook on two CPU cores',
+  'demo': 'the default: really learns, in minutes a notebook on two CPU cores',
   'full': 'one accelerator, minutes to an hour a notebook',
-  'paper': 'the published size, on whatever mesh you have',
+  'paper': 'the published size, on whatever mesh you have; no notebook offers it yet',
 }
 
 TIME_LIMIT_SECONDS: Mapping[str, float] = {'smoke': 300, 'demo': 1_800, 'full': 6 * 3_600, 'paper': 30 * 24 * 3_600}

@@ -98,10 +98,10 @@ def fit(
 
   Args:
     model: its parameters (`nnx.Param`) are trained; its other variables (running statistics) are carried along.
-    loss_fn: (model, batch, rngs) -> (scalar loss, dict of scalars). `rngs` is an `nnx.Rngs` with the stream 'dropout';
-      evaluation passes none, which is what switches dropout off.
-    batches: start_step -> iterator of the batches from that step on, every one of the same shapes and freshly
-      allocated (transfers may read them later). With several processes, each yields its own share.
+    loss_fn: (model, batch, rngs) -> (scalar loss, dict of scalars). `rngs` is an `nnx.Rngs` whose stream 'dropout' is
+      all the randomness of a step (crops, augmentation, dropout); evaluation passes none, which switches dropout off.
+    batches: start_step -> iterator of the batches from that step on (0 is also asked for an example), every one of the
+      same shapes and freshly allocated (transfers may read them later). With several processes, each yields its share.
     optimizer: any optax transformation; for gradient accumulation wrap it in `optax.MultiSteps`.
     num_steps: updates in all, those before a resume included.
     seed: of the dropout key, which is folded with the step.
