@@ -1,6 +1,5 @@
 """Data sets with provenance, and the batches made of them. Nothing here knows a model."""
 
-from perceiver_lib.data.augment import random_affine
 from perceiver_lib.data.base import DataSet, Provenance, Source
 from perceiver_lib.data.images import from_folder, full_range, halved, load_images
 from perceiver_lib.data.loading import ArraySource, batches_from, evaluation_batches, stack, training_batches
@@ -18,7 +17,6 @@ __all__ = [
   'halved',
   'load_corpus',
   'load_images',
-  'random_affine',
   'stack',
   'training_batches',
 ]
