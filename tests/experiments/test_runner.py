@@ -275,7 +275,7 @@ def test_nothing_starts_and_nothing_is_written_for_a_request_that_cannot_be_carr
     with pytest.raises(RequestError, match=words):
       runner.reproduce(notebooks, **arguments)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['notebooks']
-  assert sorted(path.name for path in notebooks.iterdir()) == ['00_good.ipynb', '01_other.ipynb']
+  assert sorted(path.name for path in notebooks.iterdir()) == ['00_good.ipynb', '01_other.ipynb', 'bands.json']
 
 
 def test_every_new_run_has_a_folder_of_its_own_and_one_runner(tmp_path, monkeypatch):

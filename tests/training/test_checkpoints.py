@@ -129,7 +129,7 @@ sys.path[:0] = sys.argv[1:3]
 import jax
 from orbax.checkpoint import v1 as ocp
 import test_checkpoints
-from perceiver_lib import checkpoints
+from perceiver_lib.training import checkpoints
 store = checkpoints.CheckpointStore(sys.argv[3], 'fingerprint')
 if sys.argv[4] == 'full':
   signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -152,7 +152,7 @@ else:
 
 def run_process(store, what):
   root = Path(__file__).parent
-  arguments = [sys.executable, '-c', PROCESS, str(root), str(root.parent), str(store.root), what]
+  arguments = [sys.executable, '-c', PROCESS, str(root), str(root.parents[1]), str(store.root), what]
   return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
 
 
