@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import itertools
 import lzma
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -154,6 +155,48 @@ def _with_neighbours(
     probabilities[rows] = (counts + num_types * back_off[rows]) / (counts.sum(-1, keepdims=True) + num_types)
     first += length
   return probabilities
+
+
+def neighbour_tables(
+  train: bytes,
+  windows: UInt8[np.ndarray, 'b m'],
+  hidden: Bool[np.ndarray, 'b m'],
+  contexts: Sequence[tuple[int, int]] = ((1, 0), (0, 1), (1, 1), (1, 2), (2, 1), (2, 2)),
+) -> dict[tuple[int, int], float]:
+  """Shares of hidden bytes that are the most frequent one between the same neighbours in the training text.
+
+  Args:
+    hidden: bytes to predict, and no neighbours to anything.
+    contexts: (neighbours to the left, to the right), at most seven in all, from the weakest table to the strongest.
+      Where a neighbour is hidden or beyond the window, or the neighbourhood was never seen, the table before answers,
+      and in the end the most frequent byte.
+
+  Returns:
+    context -> share in [0, 1] of right answers, with all tables before it to fall back on.
+  """
+  text = np.frombuffer(train, np.uint8).astype(np.uint64)
+  row, place = np.nonzero(hidden)
+  widest = max(map(max, contexts))
+  padded = np.pad(windows.astype(np.uint64), ((0, 0), (widest, widest)))
+  shown = np.pad(~hidden, ((0, 0), (widest, widest)))
+  answer = np.full(len(row), np.bincount(text.astype(np.int64)).argmax(), np.uint64)
+  byte, last_byte = np.uint64(8), np.uint64(255)
+  shares = {}
+  for left, right in contexts:
+    middle = slice(left, len(text) - right)
+    key, asked = np.zeros(len(text[middle]), np.uint64), np.zeros(len(row), np.uint64)
+    known = np.ones(len(row), bool)
+    for offset in (*range(-left, 0), *range(1, right + 1)):
+      key = key << byte | text[left + offset : len(text) - right + offset]
+      asked = asked << byte | padded[row, place + widest + offset]
+      known &= shown[row, place + widest + offset]
+    entries, counts = np.unique(key << byte | text[middle], return_counts=True)
+    entries = entries[np.lexsort((counts, entries >> byte))]  # the most frequent of a neighbourhood stands last
+    found = np.maximum(np.searchsorted(entries >> byte, asked, side='right') - 1, 0)
+    known &= entries[found] >> byte == asked
+    answer = np.where(known, entries[found] & last_byte, answer)
+    shares[left, right] = float((answer == windows[row, place]).mean())
+  return shares
 
 
 def byte_baselines(train: bytes, test: bytes, *, max_order: int = 6) -> dict[str, float]:

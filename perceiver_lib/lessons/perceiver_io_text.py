@@ -1,4 +1,4 @@
-"""Notebook 02: hidden words and who knows them, the query or the latents; and passages that answer three questions."""
+"""Notebook 02: who restores what is lost from a text, the query or the latents; and passages that answer questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from perceiver_lib.baselines.text import Score, masked_baselines
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
-from perceiver_lib.modalities.text import MASK, ByteTokenizer, hidden_words
+from perceiver_lib.modalities.text import MASK, ByteTokenizer, hidden_words, word_numbers
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.tokens import AnyArray, Tokens
 from perceiver_lib.training.losses import cross_entropy
@@ -25,6 +24,86 @@ from perceiver_lib.training.metrics import bits_per_byte, correct, evaluate_data
 Batch = Mapping[str, Any]
 View = Callable[[nnx.Module, Batch], Array]
 """(model, batch of `hidden_words`) -> logits [b, o, e] at the places that are asked for."""
+
+Task = Callable[[Mapping[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]]
+"""(raw 'bytes' and 'valid' [b, l], random) -> what is read, 'ids' [b, m]; the text, 'labels' [b, l]; where it is
+'scored', bool [b, l]."""
+
+
+def nothing_lost(raw: Mapping[str, np.ndarray], random: np.random.Generator) -> dict[str, np.ndarray]:
+  """A `Task`: every byte is read, and every byte is scored."""
+  labels = ByteTokenizer.ids(raw['bytes'], raw['valid'])
+  return {'ids': labels, 'labels': labels, 'scored': np.asarray(raw['valid'])}
+
+
+def letters_lost(
+  raw: Mapping[str, np.ndarray], random: np.random.Generator, *, rate: float = 0.15
+) -> dict[str, np.ndarray]:
+  """A `Task`: single bytes are hidden, each with the probability `rate`, and scored."""
+  whole = nothing_lost(raw, random)
+  lost = whole['scored'] & (random.random(whole['labels'].shape) < rate)
+  return whole | {'ids': np.where(lost, np.int32(MASK), whole['labels']), 'scored': lost}
+
+
+def two_copies(
+  raw: Mapping[str, np.ndarray],
+  random: np.random.Generator,
+  *,
+  rate: float = 0.375,
+  largest_shift: int = 0,
+  other_line: bool = False,
+) -> dict[str, np.ndarray]:
+  """A `Task`: a line twice, m = 2 l + largest_shift; other words are lost in each copy, and those of the first scored.
+
+  Args:
+    rate: share of the words that each copy loses, at most one half: no word is lost in both.
+    largest_shift: the second copy stands up to so many places further to the right, the gap filled with spaces.
+    other_line: the control; the second copy is that of another line.
+  """
+  labels = nothing_lost({**raw, 'bytes': np.where(raw['bytes'] == ord('\n'), np.uint8(ord(' ')), raw['bytes'])}, random)
+  ids = labels['labels']
+  number, num_words = word_numbers(ids)
+  fate = np.append(random.random(num_words), 1.0)[number]  # the last entry, never lost, is what -1 looks up
+  first, second = np.where(fate < rate, MASK, ids), np.where((fate >= rate) & (fate < 2 * rate), MASK, ids)
+  if other_line:
+    second = np.roll(second, len(ids) // 2, axis=0)
+  b, l = ids.shape
+  read = np.full((b, 2 * l + largest_shift), ByteTokenizer().encode(' ')[0], np.int32)
+  read[:, :l] = first
+  shift = random.integers(0, largest_shift + 1, b)
+  np.put_along_axis(read, l + shift[:, None] + np.arange(l), second.astype(np.int32), axis=1)
+  return {'ids': read, 'labels': ids, 'scored': labels['scored'] & (first == MASK)}
+
+
+def endless(
+  documents: Documents, task: Task, *, length: int, batch_size: int, seed: int
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+  """start_step -> batches of a task on random crops; a batch is a function of the seed and its step alone."""
+  crops = RandomCrops(documents, length, batch_size, seed=seed)
+
+  def batches(start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    for step in itertools.count(start_step):
+      yield task(crops.batch(step), np.random.default_rng((seed, 5, step)))
+
+  return batches
+
+
+def evenly_spread(documents: Documents, task: Task, *, length: int, num_windows: int, batch_size: int = 64) -> list:
+  """Batches of a task on windows spread evenly over held-out documents, the same in every run.
+
+  Raises:
+    ValueError: if the documents hold less than one batch.
+  """
+  return [task(raw, np.random.default_rng((0, 6, step))) for step, raw in enumerate(_spread_windows(
+    documents, length, num_windows, batch_size))]  # fmt: skip
+
+
+def _spread_windows(documents: Documents, length: int, num_windows: int, batch_size: int) -> list:
+  windows = Windows(documents, length)
+  if min(num_windows, len(windows)) < batch_size:
+    raise ValueError(f'Evaluation needs a whole batch of {batch_size} windows; got {min(num_windows, len(windows))}.')
+  chosen = np.linspace(0, len(windows) - 1, min(num_windows, len(windows)) // batch_size * batch_size).astype(np.int64)
+  return [windows.rows(rows.tolist()) for rows in chosen.reshape(-1, batch_size)]
 
 
 def masked_batches(
@@ -53,13 +132,8 @@ def evaluation_set(
 
   Every hidden byte is asked for. Batches also hold the raw 'bytes', for the baselines.
   """
-  windows = Windows(documents, length)
-  if min(num_windows, len(windows)) < batch_size:
-    raise ValueError(f'Evaluation needs a whole batch of {batch_size} windows; got {min(num_windows, len(windows))}.')
-  chosen = np.linspace(0, len(windows) - 1, min(num_windows, len(windows)) // batch_size * batch_size).astype(np.int64)
   batches = []
-  for number, rows in enumerate(chosen.reshape(-1, batch_size)):
-    raw = windows.rows(rows.tolist())
+  for number, raw in enumerate(_spread_windows(documents, length, num_windows, batch_size)):
     everything = hidden_words(raw, np.random.default_rng((0, 4, number)), rate=rate, num_queries=length)
     batches.append(everything | {'bytes': raw['bytes']})
   most = max(int(batch['label_valid'].sum(1).max()) for batch in batches)
@@ -121,69 +195,39 @@ def _masked_metrics(view: View) -> Callable:
   return metrics
 
 
-def fill_in(
-  model: PerceiverIO, view: View, holes: Mapping[str, str], *, length: int
-) -> list[tuple[str, Float[np.ndarray, 'o']]]:
-  """What the model writes for the bytes of a hole, the last occurrence of some words in a text, and how sure it is.
-
-  Args:
-    holes: text -> the words in it that are hidden.
-    length: of the model's windows, in bytes.
-
-  Returns:
-    For every text the filled hole, and the probability of each of its bytes.
-
-  Raises:
-    ValueError: if a text does not hold its words, or is longer than the windows.
-  """
-  starts = {text: text.encode().rfind(words.encode()) for text, words in holes.items()}
-  for text, words in holes.items():
-    if not words or starts[text] < 0:
-      raise ValueError(f'The text must hold the hidden words, {words!r}; got {text!r}.')
-  ids, valid = ByteTokenizer().batch(list(holes), length=length)
-  sizes = [len(words.encode()) for words in holes.values()]
-  places = np.minimum(np.array(list(starts.values()))[:, None] + np.arange(max(sizes)), length - 1).astype(np.int32)
-  for row, size in enumerate(sizes):
-    ids[row, places[row, :size]] = MASK
-  batch = {'ids': ids, 'valid': valid, 'places': places}
-  probabilities = np.asarray(jax.jit(lambda model, batch: jax.nn.softmax(view(model, batch)))(model, batch))
-  rows = [row[:size] for row, size in zip(probabilities, sizes, strict=True)]
-  return [(ByteTokenizer().decode(row.argmax(-1)), row.max(-1)) for row in rows]
-
-
 NUM_PLACES = 8
-"""The speaker's place is answered as one of so many parts of the passage, or as 'not in it'."""
+"""The last speaker's name is said to stand in one of so many parts of the passage, or not to be in it."""
 
-ANSWERS: Mapping[str, int] = {'play': 34, 'speaker': NUM_PLACES + 1, 'verse': 2}
+ANSWERS: Mapping[str, int] = {'place of the last name': NUM_PLACES + 1, 'number of names': 4, 'verse or prose': 2}
 """Answers of each question, in the order of the queries; each has columns of its own among the outputs."""
 
 
-def exam(passages: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Ids of passages (`data.shakespeare.load_passages`); for each question its answer, and whether it '... counts'."""
-  everywhere = np.ones(len(passages['bytes']), bool)
-  length, position = passages['bytes'].shape[1], passages['speaker_position']
-  place = np.where(position < length, position * NUM_PLACES // length, NUM_PLACES).astype(np.int32)
-  return {
-    'ids': ByteTokenizer.ids(passages['bytes']),
-    'play': passages['play'],
-    'play counts': everywhere,
-    'speaker': place,
-    'speaker counts': everywhere,
-    'verse': (passages['verse_share'] >= 0.5).astype(np.int32),
-    'verse counts': passages['num_known_lines'] > 0,
+def exam(
+  raw: Mapping[str, np.ndarray], random: np.random.Generator, *, asked: Sequence[str] = tuple(ANSWERS)
+) -> dict[str, np.ndarray]:
+  """Ids of passages; for each question its answer, and whether it '... counts', which it does not unless `asked`.
+
+  The answers follow from the mark-up of the plays: names of speakers stand between pairs of stars, and a line of verse
+  ends in two spaces. Of the passages that are mostly verse only so many count that prose has half of the answers.
+  """
+  text = raw['bytes']
+  b, m = text.shape
+  stars = (text[:, :-1] == ord('*')) & (text[:, 1:] == ord('*'))
+  num_names = stars.sum(1) // 2
+  last = np.where(stars.any(1), m - 2 - stars[:, ::-1].argmax(1), m)
+  breaks = text[:, 2:] == ord('\n')
+  in_verse = breaks & (text[:, 1:-1] == ord(' ')) & (text[:, :-2] == ord(' '))
+  verse = 2 * in_verse.sum(1) > breaks.sum(1)
+  balanced = ~verse | (random.random(b) < (~verse).sum() / max(verse.sum(), 1))
+  answers = {
+    'place of the last name': np.where(last < m, last * NUM_PLACES // m, NUM_PLACES),
+    'number of names': np.minimum(num_names, 3),
+    'verse or prose': verse,
   }
-
-
-def asking_only(arrays: Mapping[str, np.ndarray], questions: Sequence[str]) -> dict[str, np.ndarray]:
-  """The same exam, in which no other question counts."""
-  others = {f'{name} counts': np.zeros(len(arrays['ids']), bool) for name in ANSWERS if name not in questions}
-  return {**arrays, **others}
-
-
-def spread(arrays: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-  """So many rows from evenly spread places of a split, which lies in the order of the plays."""
-  rows = np.linspace(0, len(arrays['ids']) - 1, min(count, len(arrays['ids']))).astype(np.int64)
-  return {key: value[rows] for key, value in arrays.items()}
+  counts = {f'{name} counts': (balanced if name == 'verse or prose' else np.ones(b, bool)) & (name in asked)
+            for name in answers}  # fmt: skip
+  ids = ByteTokenizer.ids(text, raw['valid'])
+  return {'ids': ids, **counts, **{name: answer.astype(np.int32) for name, answer in answers.items()}}
 
 
 def answer_columns(outputs: Float[Array, 'b questions e']) -> dict[str, Float[Array, 'b answers']]:
@@ -195,10 +239,12 @@ def answer_columns(outputs: Float[Array, 'b questions e']) -> dict[str, Float[Ar
   }
 
 
-def majority_scores(train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> dict[str, float]:
+def most_frequent_answers(train: Sequence[Batch], test: Sequence[Batch]) -> dict[str, float]:
   """Accuracy in % of always giving the most frequent answer of the training passages."""
   scores = {}
   for name in ANSWERS:
-    (seen, answers) = (arrays[name][arrays[f'{name} counts']] for arrays in (train, test))
-    scores[name] = 100 * float((answers == np.bincount(seen).argmax()).mean())
+    seen, asked = (
+      np.concatenate([batch[name][batch[f'{name} counts']] for batch in batches]) for batches in (train, test)
+    )
+    scores[name] = 100 * float((asked == np.bincount(seen).argmax()).mean())
   return scores
