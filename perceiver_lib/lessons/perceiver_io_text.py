@@ -207,18 +207,19 @@ def exam(
 ) -> dict[str, np.ndarray]:
   """Ids of passages; for each question its answer, and whether it '... counts', which it does not unless `asked`.
 
-  The answers follow from the mark-up of the plays: names of speakers stand between pairs of stars, and a line of verse
-  ends in two spaces. Of the passages that are mostly verse only so many count that prose has half of the answers.
+  The answers follow from the mark-up of the plays: names of speakers stand between pairs of stars, and lines of verse
+  begin with capitals. Of the passages in verse only so many count that each of the two has half of the answers.
   """
   text = raw['bytes']
   b, m = text.shape
   stars = (text[:, :-1] == ord('*')) & (text[:, 1:] == ord('*'))
   num_names = stars.sum(1) // 2
   last = np.where(stars.any(1), m - 2 - stars[:, ::-1].argmax(1), m)
-  breaks = text[:, 2:] == ord('\n')
-  in_verse = breaks & (text[:, 1:-1] == ord(' ')) & (text[:, :-2] == ord(' '))
-  verse = 2 * in_verse.sum(1) > breaks.sum(1)
-  balanced = ~verse | (random.random(b) < (~verse).sum() / max(verse.sum(), 1))
+  begins = np.pad(text[:, :-1] == ord('\n'), ((0, 0), (1, 0)))
+  capital, small = ((text >= ord(first)) & (text < ord(first) + 26) & begins for first in 'Aa')
+  verse = capital.sum(1) > 3 * small.sum(1)
+  chance = (~verse).sum() / max(verse.sum(), 1)
+  balanced = ~verse | (random.random(b) < chance)
   answers = {
     'place of the last name': np.where(last < m, last * NUM_PLACES // m, NUM_PLACES),
     'number of names': np.minimum(num_names, 3),

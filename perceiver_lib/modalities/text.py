@@ -115,37 +115,6 @@ def mask_words(ids: Int[np.ndarray, 'b m'], random: np.random.Generator, *, rate
   return _hide(ids, chosen[number])
 
 
-def mask_spans(
-  ids: Int[np.ndarray, 'b m'], random: np.random.Generator, *, rate: float = 0.15, mean_length: float = 6.0
-) -> MaskedText:
-  """Hides spans of bytes that start anywhere, with geometric lengths; spans may touch, overlap and hold whitespace.
-
-  Starts are drawn at each byte with the probability at which a share `rate` of all bytes is hidden (but for the first
-  few of a row, which fewer spans reach). Special tokens stay.
-
-  Raises:
-    ValueError: as `mask_words`, or for a mean length below 1.
-  """
-  _check_rate(rate)
-  if mean_length < 1:
-    raise ValueError(f'mean_length must be at least 1 byte; got {mean_length}.')
-  ids = _checked(ids)
-  b, m = ids.shape
-  # A byte is hidden unless no span that starts k bytes before it is longer than k: 1 - exp(-start_rate * mean_length)
-  # if the starts were a Poisson process, which is what the rounding below makes of them.
-  num_starts = random.poisson(-np.log1p(-rate) / mean_length, (b, m))
-  row, start = np.nonzero(num_starts)
-  # The longest of n geometric lengths, by the inverse of its distribution function.
-  quantile = random.random(len(row)) ** (1 / num_starts[row, start])
-  tail = 1 - 1 / mean_length
-  length = np.ones(len(row)) if tail == 0 else np.maximum(np.ceil(np.log1p(-quantile) / np.log(tail)), 1)
-  stop = np.minimum(start + np.minimum(length, m).astype(np.int64), m)
-  depth = np.zeros((b, m + 1), np.int64)
-  np.add.at(depth, (row, start), 1)
-  np.add.at(depth, (row, stop), -1)
-  return _hide(ids, (np.cumsum(depth, 1)[:, :m] > 0) & (ids >= NUM_SPECIAL))
-
-
 def hidden_words(
   batch: Mapping[str, np.ndarray],
   random: np.random.Generator,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from perceiver_lib.baselines.text import compressor_bits, masked_baselines, ngram_bits, unigram_bits
+from perceiver_lib.baselines.text import compressor_bits, masked_baselines, neighbour_tables, ngram_bits, unigram_bits
 from perceiver_lib.data import shakespeare
 from perceiver_lib.modalities.text import ByteTokenizer, mask_words
 
@@ -127,3 +127,16 @@ def test_priming_helps_compressors_on_what_they_have_read():
   bits = compressor_bits(text, text)
   assert bits['xz primed'] < 0.2
   assert min(bits['gzip'], bits['bz2'], bits['xz']) > np.log2(26)
+
+
+def test_a_byte_between_known_neighbours_is_the_most_frequent_one():
+  train = b'cat cat cot dog dig dig xyz'
+  windows = np.frombuffer(b'c_t d_g d__ z_x', np.uint8)[None]
+  windows = np.where(windows == ord('_'), np.frombuffer(b'cat dog dig zax', np.uint8), windows)
+  hidden = np.zeros(windows.shape, bool)
+  hidden[0, [1, 5, 9, 10, 13]] = True
+  shares = neighbour_tables(train, windows, hidden, contexts=((1, 0), (1, 1)))
+  # (1, 0): c-a right; d-i wrong (dog), d-i right; after a hidden byte and after z the most frequent byte, a space.
+  assert shares[1, 0] == 2 / 5
+  # (1, 1): c_t a right; d_g i wrong; the rest falls back.
+  assert shares[1, 1] == 2 / 5

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perceiver_lib.modalities import text
-from perceiver_lib.modalities.text import MASK, ByteTokenizer, hidden_words, mask_spans, mask_words, word_numbers
+from perceiver_lib.modalities.text import MASK, ByteTokenizer, hidden_words, mask_words, word_numbers
 
 
 def test_ids_are_those_of_the_released_models():
@@ -54,7 +54,6 @@ def test_a_zero_byte_is_no_padding():
     (lambda: inspect.unwrap(word_numbers)(np.zeros((2, 3), np.uint8)), 'raw bytes'),
     (lambda: mask_words(np.full((2, 3), 262), np.random.default_rng(0)), 'from 262 to 262'),
     (lambda: mask_words(np.zeros((2, 3), np.int32), np.random.default_rng(0), rate=15), 'got 15'),
-    (lambda: mask_spans(np.zeros((2, 3), np.int32), np.random.default_rng(0), mean_length=0.5), 'got 0.5'),
   ],
 )
 def test_bad_input_is_refused_in_a_sentence(call, message):
@@ -99,29 +98,9 @@ def test_words_are_hidden_independently_at_the_asked_rate():
   assert np.corrcoef(hidden[:-1], hidden[1:])[0, 1] == pytest.approx(0, abs=5 / np.sqrt(num_words))
 
 
-@pytest.mark.parametrize(('rate', 'mean_length'), [(0.15, 6.0), (0.5, 3.0), (0.3, 1.0)])
-def test_spans_hide_the_asked_share_in_runs_of_the_asked_length(rate, mean_length):
-  ids = _prose(160_000)
-  hidden = mask_spans(ids, np.random.default_rng(3), rate=rate, mean_length=mean_length).label_mask[0]
-  assert hidden.mean() == pytest.approx(rate, abs=0.01)
-  # A run goes on with the probability that its last span goes on or a new one starts at the next byte.
-  start = 1 - (1 - rate) ** (1 / mean_length)
-  shown_next = np.mean(~hidden[1:][~hidden[:-1]])
-  assert shown_next == pytest.approx(1 - start, abs=0.01)
-
-
-def test_spans_leave_special_tokens_and_padding():
-  ids, valid = ByteTokenizer(add_special_tokens=True).batch(['a b' * 29, 'c'])
-  masked = mask_spans(ids, np.random.default_rng(0), rate=0.9)
-  assert masked.label_mask.any()
-  assert not (masked.label_mask & ((ids < 6) | ~valid)).any()
-  assert np.isin(masked.ids[:, 0], text.CLS).all()
-
-
-@pytest.mark.parametrize('mask', [mask_words, mask_spans])
-def test_masks_are_a_function_of_the_seed(mask):
+def test_masks_are_a_function_of_the_seed():
   ids = _prose(400)
-  hidden = [mask(ids, np.random.default_rng(seed)).label_mask for seed in (5, 5, 6)]
+  hidden = [mask_words(ids, np.random.default_rng(seed)).label_mask for seed in (5, 5, 6)]
   np.testing.assert_array_equal(hidden[0], hidden[1])
   assert (hidden[0] != hidden[2]).any()
 
