@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
 from perceiver_lib.data import _photos
-from perceiver_lib.data._flow_scenes import MARGIN, render_scenes
+from perceiver_lib.data._flow_scenes import MARGIN, direction, pixel_grid, render_scenes
 from perceiver_lib.data._photos import PhotoAtlas
 from perceiver_lib.data.base import DataSet, Provenance, package_files, package_version, sha256
 
@@ -228,18 +228,15 @@ def barber_poles(
 
 @functools.partial(jax.jit, static_argnames=('size', 'cells'))
 def _render_poles(draws: Float[Array, 'b draws'], *, size: int, cells: int) -> dict[str, Array]:
-  def directions(turn: Array) -> Array:
-    return jnp.stack([jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)], -1)
-
-  motion = 2.5 * draws[:, :1] * directions(draws[:, 1])
+  motion = 2.5 * draws[:, :1] * direction(draws[:, 1])
   windows = rearrange(draws[:, 2:], 'b (kind row column) -> kind b row column', kind=3, row=cells)
   turn, width, phase = repeat(
     windows, 'kind b row column -> kind b (row h) (column w)', h=size // cells, w=size // cells
   )
-  normal = directions(turn)
-  places = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size)), -1)
+  normal = direction(turn)
+  places = pixel_grid(size)[None]
   # Frame 2 at x shows what frame 1 shows at x - motion.
-  along = jnp.stack([(normal * (places - moved)).sum(-1) for moved in (0, motion[:, None, None])], axis=1)
+  along = jnp.stack([(normal * (places - moved)).sum(-1) for moved in (0.0, motion[:, None, None])], axis=1)
   grey = 127.5 + 100 * jnp.sin(2 * jnp.pi * (along / (8 + 8 * width)[:, None] + phase[:, None]))
   return {
     'frames': repeat(grey, 'b t h w -> b t h w c', c=3),
