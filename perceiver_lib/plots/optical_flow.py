@@ -166,7 +166,7 @@ def pairs_figure(pairs: Mapping[str, np.ndarray], names: Sequence[str], *, title
     names: to print above each pair.
   """
   with theme.use_theme():
-    figure = theme.new_figure(4.8, title=title)
+    figure = theme.new_figure(3.9, title=title)
     axes = figure.subplots(3, len(names) + 1, width_ratios=[1] * len(names) + [1.2], squeeze=False)
     for column, (name, (first, second), flow) in enumerate(zip(names, pairs['frames'], pairs['flow'], strict=True)):
       largest = float(np.linalg.norm(flow, axis=-1).max())
