@@ -60,10 +60,8 @@ def order_and_choice(
   Returns:
     the largest change of an output when the input tokens are shuffled, and when only `num_pixels` are asked for.
   """
-  model, tokens = (
-    filled(model, scale=0.1),
-    read.inputs(frames),
-  )  # Trained or not, an output of zero would hide a change.
+  model = filled(model, scale=0.1)  # Trained or not, an output of zero would hide a change.
+  tokens = read.inputs(frames)
   order = jax.random.permutation(jax.random.key(1), tokens.num_tokens)
   some = order[:num_pixels]
 
