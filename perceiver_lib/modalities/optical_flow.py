@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
+from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
-from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.positions import grid
 from perceiver_lib.tokens import AnyArray, Tokens
 
@@ -89,7 +89,7 @@ class ReadFlow:
     return Tokens(values=inputs.values[:, rows], position=inputs.position[:, rows])
 
   def outputs(
-    self, model: PerceiverIO, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o'] | None = None, shift: int = 0
+    self, model: nnx.Module, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o'] | None = None, shift: int = 0
   ) -> Float[Array, 'b o 2']:
     """Raw outputs for all pixels of frame 1 or for some `rows` of them, in units of `OUTPUT_GAIN` published ones.
 
@@ -103,20 +103,23 @@ class ReadFlow:
     return model.decode(latents, Tokens(values=inputs.values[:, rows], position=inputs.position[:, rows]))
 
   def at(
-    self, model: PerceiverIO, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o']
+    self, model: nnx.Module, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o']
   ) -> Float[Array, 'b o 2']:
     """Flow in pixels of some pixels of frame 1, counted row by row."""
     return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames, rows), 1, len(rows))[:, 0]
 
-  def __call__(self, model: PerceiverIO, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
+  def __call__(self, model: nnx.Module, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
     """Flow in pixels of every pixel of frame 1, for `batch['frames']`: what `training.metrics.predict` calls."""
     frames = batch['frames']
     return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames), *frames.shape[2:4])
 
-  def with_foreign_latents(self, model: PerceiverIO, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
-    """The same queries read the latents of the batch's next pair: what is left, they carry along themselves."""
+  def with_foreign_latents(self, model: nnx.Module, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
+    """The same queries read the latents of the pair two places before: what is left, they carry along themselves.
+
+    Two, because pairs come forward and reversed: the pair beside it may be the same scene.
+    """
     frames = batch['frames']
-    return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames, shift=1), *frames.shape[2:4])
+    return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames, shift=2), *frames.shape[2:4])
 
 
 def standardised(frames: Num[AnyArray, 'b 2 h w 3']) -> Float[Array, 'b 2 h w 3']:
