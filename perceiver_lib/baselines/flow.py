@@ -1,16 +1,15 @@
-"""What optical flow must beat: no motion, one motion for all pixels, and two classical methods of scikit-image."""
+"""What optical flow must beat: no motion, one motion for all pixels, and classical methods of scikit-image."""
 
 from __future__ import annotations
 
 import numpy as np
-from einops import rearrange, reduce
+from einops import reduce
 from jaxtyping import Bool, Float, Num
 
 
 def flow_baselines(
   frames: Num[np.ndarray, 'n 2 h w c'],
   truth: Float[np.ndarray, 'n h w 2'],
-  train_flow: Float[np.ndarray, '*shape 2'],
   valid: Bool[np.ndarray, 'n h w'] | None = None,
 ) -> dict[str, Float[np.ndarray, 'n h w 2']]:
   """Flows in pixels of what needs no training, by name.
@@ -19,17 +18,15 @@ def flow_baselines(
 
   Args:
     frames: in 0..255.
-    train_flow: of training pairs, for their mean motion.
     valid: pixels that have truth; None = all.
   """
   valid = np.ones(truth.shape[:-1], bool) if valid is None else valid
-  constants = np.stack([best_constant(flow, known) for flow, known in zip(truth, valid, strict=True)])
-  flows = {
-    'zero flow': np.zeros(2, np.float32),
-    'mean flow of training': np.asarray(train_flow, np.float32).reshape(-1, 2).mean(0),
-    'best constant per pair': rearrange(constants, 'n e -> n 1 1 e'),
+  constants = {
+    'no motion': np.zeros((len(truth), 2), np.float32),
+    'best constant per pair': np.stack([best_constant(*known) for known in zip(truth, valid, strict=True)]),
+    'phase correlation': np.stack([phase_correlation(pair) for pair in frames]),
   }
-  flows = {name: np.broadcast_to(flow, truth.shape) for name, flow in flows.items()}
+  flows = {name: np.broadcast_to(shift[:, None, None], truth.shape) for name, shift in constants.items()}
   classical = {'TV-L1': tv_l1, 'iterative Lucas-Kanade': lucas_kanade}
   return flows | {name: np.stack([method(pair) for pair in frames]) for name, method in classical.items()}
 
@@ -50,6 +47,14 @@ def best_constant(truth: Num[np.ndarray, '*shape 2'], valid: Bool[np.ndarray, '*
   return centre.astype(np.float32)
 
 
+def phase_correlation(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, '2']:
+  """The one shift at which the spectra of both frames agree best (Guizar-Sicairos et al., 2008), by scikit-image."""
+  from skimage.registration import phase_cross_correlation
+
+  back, _, _ = phase_cross_correlation(*_grey(frames), upsample_factor=10)
+  return -back[::-1].astype(np.float32)
+
+
 def tv_l1(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
   """Total variation with an L1 data term (Zach et al., DAGM 2007; Sanchez Perez et al., IPOL 2013), by scikit-image."""
   from skimage.registration import optical_flow_tvl1
@@ -65,6 +70,9 @@ def lucas_kanade(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2
 
 
 def _classical(method, frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, 'h w 2']:
-  first, second = reduce(np.asarray(frames, np.float32) / 255, 't h w c -> t h w', 'mean')
-  down, right = method(first, second)
+  down, right = method(*_grey(frames))
   return np.stack([right, down], -1).astype(np.float32)
+
+
+def _grey(frames: Num[np.ndarray, '2 h w c']) -> Float[np.ndarray, '2 h w']:
+  return reduce(np.asarray(frames, np.float32) / 255, 't h w c -> t h w', 'mean')

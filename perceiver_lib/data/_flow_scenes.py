@@ -73,7 +73,7 @@ def _layer(uniform: Float[AnyArray, 'draws']) -> _Layer:
   return pieces._replace(affine=pieces.affine.reshape(2, 2), waves=pieces.waves.reshape(2, 5), **scalars)
 
 
-def _direction(turn: Array) -> Array:
+def direction(turn: Array) -> Array:
   """Unit vectors (x, y) on the last axis; `turn` in whole turns."""
   return jnp.stack([jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)], -1)
 
@@ -84,12 +84,12 @@ class _Motion:
   def __init__(self, layer: _Layer, *, size: int, severity: Array, wavy: bool):
     self.centre = (size - 1) / 2
     self.matrix = jnp.eye(2) + severity * 0.12 * (layer.affine - 0.5)
-    self.shift = ((0.5 + 0.5 * severity) * MAX_SHIFT * layer.shift[0] * _direction(layer.shift[1]))[None, None]
+    self.shift = ((0.5 + 0.5 * severity) * MAX_SHIFT * layer.shift[0] * direction(layer.shift[1]))[None, None]
     self.wavy = wavy
     amplitude, amplitude_turn, wavelength, wave_turn, self.phase = layer.waves.T
     wavenumber = 2 * jnp.pi / (size * (0.5 + 1.5 * wavelength))
-    self.wave = wavenumber[:, None] * _direction(wave_turn)
-    self.amplitude = (severity * _WAVE_SLOPE * amplitude / wavenumber)[:, None] * _direction(amplitude_turn)
+    self.wave = wavenumber[:, None] * direction(wave_turn)
+    self.amplitude = (severity * _WAVE_SLOPE * amplitude / wavenumber)[:, None] * direction(amplitude_turn)
 
   def _waves(self, x: Float[AnyArray, 'h w 2']) -> Float[AnyArray, 'h w 2']:
     return jnp.sin(x @ self.wave.T + 2 * jnp.pi * self.phase[None, None]) @ self.amplitude
@@ -118,7 +118,7 @@ class _Shape:
   def __init__(self, layer: _Layer, *, size: int, severity: Array):
     self.centre = layer.centre[None, None] * (size - 1)
     self.radius = size * (0.12 + 0.18 * layer.radius[None, None])
-    self.normals = _direction((jnp.arange(5.0) + 0.6 * layer.corners) / 5)
+    self.normals = direction((jnp.arange(5.0) + 0.6 * layer.corners) / 5)
     self.is_polygon = layer.is_polygon < 0.5
     self.present = layer.present < severity * 2 / 3
     # Half of the edges are hard; the others blend over 1 to 3 pixels.
@@ -172,7 +172,7 @@ class _Texture:
     return above * (1 - down) + below * down
 
 
-def _pixel_grid(size: int) -> Float[AnyArray, 'h w 2']:
+def pixel_grid(size: int) -> Float[AnyArray, 'h w 2']:
   x, y = jnp.meshgrid(jnp.arange(size, dtype=jnp.float32), jnp.arange(size, dtype=jnp.float32))
   return jnp.stack([x, y], -1)
 
@@ -198,7 +198,7 @@ def _scene(key: Array, severity: Array, atlas: PhotoAtlas, *, size: int, augment
   motions = [_Motion(layer, size=size, severity=severity, wavy=i == 0) for i, layer in enumerate(layers)]
   textures = [_Texture(layer, atlas, size=size, augment=augment) for layer in layers]
   shapes = [_Shape(layer, size=size, severity=severity) for layer in layers[1:]]
-  grid = _pixel_grid(size)
+  grid = pixel_grid(size)
 
   # places[frame][layer]: where the pixel grid of that frame lies in frame 2's coordinates, if it shows that layer.
   places = [[motion(grid) for motion in motions], [grid] * len(motions)]

@@ -13,14 +13,23 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from einops import rearrange, repeat
+from jaxtyping import Array, Float
 
 from perceiver_lib.data import _photos
-from perceiver_lib.data._flow_scenes import MARGIN, render_scenes
+from perceiver_lib.data._flow_scenes import MARGIN, direction, pixel_grid, render_scenes
 from perceiver_lib.data._photos import PhotoAtlas
 from perceiver_lib.data.base import DataSet, Provenance, package_files, package_version, sha256
 
-__all__ = ['FlowPairs', 'load_optical_flow', 'load_stereo_pair', 'render_scenes', 'side_by_side', 'two_motions']
+__all__ = [
+  'FlowPairs',
+  'barber_poles',
+  'load_optical_flow',
+  'load_stereo_pair',
+  'render_scenes',
+  'side_by_side',
+  'two_motions',
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,3 +202,44 @@ def two_motions(pairs: FlowPairs, batch_size: int, start_step: int = 0) -> Itera
   for step in itertools.count(start_step):
     batch = shifts.batch(2 * step * batch_size, 2 * batch_size)
     yield side_by_side(batch['frames'], batch['flow'], size=pairs.size)
+
+
+def barber_poles(
+  batch_size: int, *, size: int, cells: int = 4, seed: int = 0, start_step: int = 0
+) -> Iterator[dict[str, Array]]:
+  """Frames of `cells` x `cells` windows with stripes of random direction; behind them all, one motion for a pair.
+
+  A window shows only how fast its stripes move across themselves, as on a barber's pole (the aperture problem). Stripes
+  are 8 to 16 pixels wide and move by up to 2.5 pixels, so a phase is never ambiguous.
+
+  Returns:
+    endless batches, a function of (seed, step): 'frames' float32 `[b, 2, size, size, 3]` in 0..255, 'flow'
+    `[b, size, size, 2]` in pixels (right, down), 'normal' `[b, size, size, 2]`, the unit vector across the stripes.
+
+  Raises:
+    ValueError: if the windows do not fill the frame.
+  """
+  if size % cells:
+    raise ValueError(f'Expected a size that {cells} cells divide; got {size}.')
+  for step in itertools.count(start_step):
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    yield _render_poles(jax.random.uniform(key, (batch_size, 2 + 3 * cells**2)), size=size, cells=cells)
+
+
+@functools.partial(jax.jit, static_argnames=('size', 'cells'))
+def _render_poles(draws: Float[Array, 'b draws'], *, size: int, cells: int) -> dict[str, Array]:
+  motion = 2.5 * draws[:, :1] * direction(draws[:, 1])
+  windows = rearrange(draws[:, 2:], 'b (kind row column) -> kind b row column', kind=3, row=cells)
+  turn, width, phase = repeat(
+    windows, 'kind b row column -> kind b (row h) (column w)', h=size // cells, w=size // cells
+  )
+  normal = direction(turn)
+  places = pixel_grid(size)[None]
+  # Frame 2 at x shows what frame 1 shows at x - motion.
+  along = jnp.stack([(normal * (places - moved)).sum(-1) for moved in (0.0, motion[:, None, None])], axis=1)
+  grey = 127.5 + 100 * jnp.sin(2 * jnp.pi * (along / (8 + 8 * width)[:, None] + phase[:, None]))
+  return {
+    'frames': repeat(grey, 'b t h w -> b t h w c', c=3),
+    'flow': repeat(motion, 'b e -> b h w e', h=size, w=size),
+    'normal': normal,
+  }

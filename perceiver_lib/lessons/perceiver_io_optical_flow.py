@@ -1,14 +1,12 @@
-"""Notebook 03: probes of a flow model that nobody trained yet, one ablation, and tables that leave nobody out."""
+"""Notebook 03: probes of a flow model that nobody trained yet, and tables that leave nobody out."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Num
 
 from perceiver_lib.data.loading import ArraySource, evaluation_batches
@@ -16,22 +14,22 @@ from perceiver_lib.experiments.tables import Table
 from perceiver_lib.modalities.optical_flow import ReadFlow
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.parameters import abstract, count, filled
-from perceiver_lib.queries import PositionQueries
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.metrics import predict
 
 _HEADINGS = {
   'epe': 'EPE (px)',
-  'epe_visible': 'EPE where visible (px)',
   'fl_all': 'off by 3 px and 5 % (%)',
   'angular_error': 'angle (°)',
-  'percent_of_zero_flow': '% of zero flow',
+  'percent_of_constant': '% of the best constant',
 }
 
 
-def flow_of(read: ReadFlow, model: nnx.Module, frames: Num[np.ndarray, 'n 2 h w 3']) -> Float[np.ndarray, 'n h w 2']:
-  """Flow in pixels of many pairs of the size that the model was trained on."""
-  return predict(model, read, evaluation_batches(ArraySource({'frames': frames}), min(64, len(frames))))
+def flow_of(
+  forward: Callable, model: PerceiverIO, frames: Num[np.ndarray, 'n 2 h w 3']
+) -> Float[np.ndarray, 'n h w 2']:
+  """Flow in pixels of many pairs of the size that the model was trained on, by a `ReadFlow` or a method of it."""
+  return predict(model, forward, evaluation_batches(ArraySource({'frames': frames}), min(64, len(frames))))
 
 
 def shapes(model: PerceiverIO, read: ReadFlow, frames: Num[np.ndarray, 'n 2 h w 3']) -> Table:
@@ -62,10 +60,8 @@ def order_and_choice(
   Returns:
     the largest change of an output when the input tokens are shuffled, and when only `num_pixels` are asked for.
   """
-  model, tokens = (
-    filled(model, scale=0.1),
-    read.inputs(frames),
-  )  # Trained or not, an output of zero would hide a change.
+  model = filled(model, scale=0.1)  # Trained or not, an output of zero would hide a change.
+  tokens = read.inputs(frames)
   order = jax.random.permutation(jax.random.key(1), tokens.num_tokens)
   some = order[:num_pixels]
 
@@ -75,12 +71,6 @@ def order_and_choice(
   answer = jax.jit(lambda inputs, queries: model(inputs, queries))
   whole, shuffled, alone = answer(tokens, tokens), answer(rows(order), tokens), answer(tokens, rows(some))
   return float(jnp.abs(shuffled - whole).max()), float(jnp.abs(alone - whole[:, some]).max())
-
-
-def asked_by_position(config: PerceiverIOConfig) -> PerceiverIOConfig:
-  """The same model, asked "what moves at (x, y)?": the decoder does not see the pixel it answers for."""
-  queries = PositionQueries(position=config.input_adapter.position)
-  return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, queries=queries))
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]]) -> Table:
@@ -104,21 +94,3 @@ def standing(value: float, baselines: Mapping[str, float], unit: str = 'px') -> 
   return (
     f'Perceiver IO has {value:.2f} {unit}. It is ' + ' and '.join(f'{side} {who}' for side, who in words.items()) + '.'
   )
-
-
-def ablation_verdict(reached: Mapping[str, float], zero_flow: float, noise: float = 0.05) -> str:
-  """A sentence per variant, from its validation error in pixels beside the first one's.
-
-  Args:
-    noise: pixels; with one seed and a short training, a smaller difference says nothing.
-  """
-  (main, error), *others = reached.items()
-
-  def verdict(found: float) -> str:
-    if found > 0.98 * zero_flow:
-      return 'has not left zero flow, so it says nothing about the variant'
-    if abs(found - error) < noise:
-      return f'is as good as {main} within {noise} px, which one seed cannot tell apart'
-    return f'is {abs(found - error):.2f} px {"better" if found < error else "worse"} than {main}'
-
-  return '**Answer.** ' + ' '.join(f'{name.capitalize()} {verdict(found)}.' for name, found in others)

@@ -12,14 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
+from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from perceiver_lib.positions import grid
-from perceiver_lib.queries import position_queries
 from perceiver_lib.tokens import AnyArray, Tokens
-
-Model = Callable[[Tokens, Tokens], Float[Array, 'b o 2']]
-"""A Perceiver IO: (inputs, queries) -> outputs."""
 
 PAPER_TILE = (368, 496)
 """Height and width of the images that the published model was trained on."""
@@ -53,16 +50,9 @@ def neighbourhoods(frames: Float[AnyArray, 'b t h w c']) -> Float[Array, 'b t h 
   return rearrange(shifted, 'patch b t h w c -> b t h w (patch c)')
 
 
-def flow_inputs(frames: Num[AnyArray, 'b t h w c'], *, concatenate_frames: bool = True) -> Float[AnyArray, 'b m e']:
-  """Frames in 0..255 to one token a pixel, or one token a pixel and frame.
-
-  Args:
-    frames: two RGB frames in order of time, bytes or floats in 0..255.
-    concatenate_frames: True = both frames' neighbourhoods side by side, `[b, h * w, 54]`, the published model;
-      False = the frames one after the other, `[b, 2 * h * w, 27]`, the paper's ablation.
-  """
-  pattern = 'b t h w e -> b (h w) (t e)' if concatenate_frames else 'b t h w e -> b (t h w) e'
-  return rearrange(neighbourhoods(normalise(frames)), pattern)
+def flow_inputs(frames: Num[AnyArray, 'b 2 h w c']) -> Float[AnyArray, 'b m e']:
+  """Two RGB frames in 0..255 (bytes or floats) to one token a pixel: the neighbourhoods of both, `[b, h * w, 54]`."""
+  return rearrange(neighbourhoods(normalise(frames)), 'b t h w e -> b (h w) (t e)')
 
 
 def flow_from_outputs(outputs: Float[AnyArray, 'b o 2'], height: int, width: int) -> Float[AnyArray, 'b h w 2']:
@@ -76,57 +66,60 @@ def flow_from_outputs(outputs: Float[AnyArray, 'b o 2'], height: int, width: int
 
 @dataclasses.dataclass(frozen=True)
 class ReadFlow:
-  """Runs a Perceiver IO on pairs of small frames: the published inputs and queries, or one of two ablations.
+  """Runs a Perceiver IO on pairs of small frames, with the published inputs and queries.
 
   It departs from the published model where training takes minutes: pairs are `standardised`, latents read every second
   row and column, and an output is `OUTPUT_GAIN` times as many pixels.
 
   Attributes:
-    concatenate_frames: True = a token per pixel holds both frames; False = a token per pixel and frame.
-    ask_by_position: True = the decoder is asked by position alone; False = by the input features of the pixel.
     stride: latents read every `stride`-th row and column. At 2 the 3 x 3 neighbourhoods still hold every pixel, for a
       quarter of the read; any pixel can be asked for.
   """
 
-  concatenate_frames: bool = True
-  ask_by_position: bool = False
   stride: int = 2
 
   def inputs(self, frames: Num[AnyArray, 'b 2 h w 3']) -> Tokens:
-    """Neighbourhoods with their place in [-1, 1], and their frame as a first coordinate where frames are separate."""
-    height, width = frames.shape[2:4]
-    shape = (height, width) if self.concatenate_frames else (2, height, width)
-    values = flow_inputs(standardised(frames), concatenate_frames=self.concatenate_frames)
-    return Tokens(values=values, position=jnp.asarray(grid(shape))[None])
+    """Neighbourhoods with their place in [-1, 1]."""
+    return Tokens(values=flow_inputs(standardised(frames)), position=jnp.asarray(grid(frames.shape[2:4]))[None])
 
   def seen(self, inputs: Tokens, height: int, width: int) -> Tokens:
     """The tokens that the latents read."""
-    rows = np.arange(inputs.num_tokens).reshape(-1, height, width)
-    rows = rows[:, self.stride - 1 :: self.stride, self.stride - 1 :: self.stride].reshape(-1)
-    return Tokens(values=inputs.values[:, rows], position=inputs.position[:, rows])
-
-  def queries(self, inputs: Tokens, num_pixels: int, rows: Int[AnyArray, 'o'] | None = None) -> Tokens:
-    """What to ask for all pixels of frame 1, or for some `rows` of them."""
-    rows = jnp.arange(num_pixels) if rows is None else rows
-    if self.ask_by_position:
-      return position_queries(inputs.position[:, rows], batch_size=inputs.batch_size)
+    rows = np.arange(inputs.num_tokens).reshape(height, width)
+    rows = rows[self.stride - 1 :: self.stride, self.stride - 1 :: self.stride].reshape(-1)
     return Tokens(values=inputs.values[:, rows], position=inputs.position[:, rows])
 
   def outputs(
-    self, model: Model, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o'] | None = None
+    self, model: nnx.Module, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o'] | None = None, shift: int = 0
   ) -> Float[Array, 'b o 2']:
-    """Raw outputs, in units of `OUTPUT_GAIN` times the published ones."""
-    inputs, (height, width) = self.inputs(frames), frames.shape[2:4]
-    return model(self.seen(inputs, height, width), self.queries(inputs, height * width, rows))
+    """Raw outputs for all pixels of frame 1 or for some `rows` of them, in units of `OUTPUT_GAIN` published ones.
 
-  def at(self, model: Model, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o']) -> Float[Array, 'b o 2']:
+    Args:
+      shift: 0 = a pair's queries read its own latents; n = those of the pair n places before it in the batch.
+    """
+    inputs = self.inputs(frames)
+    latents = model.encode(self.seen(inputs, *frames.shape[2:4]))
+    latents = dataclasses.replace(latents, values=jnp.roll(latents.values, shift, axis=0))
+    rows = slice(None) if rows is None else rows
+    return model.decode(latents, Tokens(values=inputs.values[:, rows], position=inputs.position[:, rows]))
+
+  def at(
+    self, model: nnx.Module, frames: Num[AnyArray, 'b 2 h w 3'], rows: Int[AnyArray, 'o']
+  ) -> Float[Array, 'b o 2']:
     """Flow in pixels of some pixels of frame 1, counted row by row."""
     return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames, rows), 1, len(rows))[:, 0]
 
-  def __call__(self, model: Model, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
+  def __call__(self, model: nnx.Module, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
     """Flow in pixels of every pixel of frame 1, for `batch['frames']`: what `training.metrics.predict` calls."""
     frames = batch['frames']
     return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames), *frames.shape[2:4])
+
+  def with_foreign_latents(self, model: nnx.Module, batch: Mapping[str, AnyArray]) -> Float[Array, 'b h w 2']:
+    """The same queries read the latents of the pair two places before: what is left, they carry along themselves.
+
+    Two, because pairs come forward and reversed: the pair beside it may be the same scene.
+    """
+    frames = batch['frames']
+    return flow_from_outputs(OUTPUT_GAIN * self.outputs(model, frames, shift=2), *frames.shape[2:4])
 
 
 def standardised(frames: Num[AnyArray, 'b 2 h w 3']) -> Float[Array, 'b 2 h w 3']:

@@ -174,21 +174,18 @@ class PerceiverIOConfig:
     num_cross_heads: int = 1,
     qk_channels: int | None = None,
     num_bands: int = 64,
-    num_values: int = 54,
   ) -> PerceiverIOConfig:
     """Two frames in, one vector a pixel out: input features are the queries, and the output starts at zero flow.
 
     Args:
-      image_shape: height and width whose Nyquist frequency is the top band; (2, height, width) for frames apart.
+      image_shape: height and width whose Nyquist frequency is the top band.
       num_heads: of the self-attends.
       num_cross_heads: of the encoder's read.
       qk_channels: of both cross-attends; None = the width of what they read, as published.
-      num_values: numbers per token; 54 = 3 x 3 neighbourhoods of two RGB frames, 27 = of one
-        (`modalities.optical_flow.flow_inputs`).
     """
     return cls(
       input_adapter=FeatureAdapterConfig(
-        num_values=num_values,
+        num_values=54,  # `modalities.optical_flow.flow_inputs`
         num_projected_channels=64,
         position=FourierFeatures(num_bands=num_bands, max_resolution=image_shape),
       ),

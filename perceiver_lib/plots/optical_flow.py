@@ -158,27 +158,27 @@ def plot_flow(
   )
 
 
-def pairs_figure(pairs: Mapping[str, np.ndarray], chosen: Sequence[int], *, title: str) -> Figure:
-  """Both frames of some pairs, their flow, each in colours of its own scale, and what the second frame hides.
+def pairs_figure(pairs: Mapping[str, np.ndarray], names: Sequence[str], *, title: str) -> Figure:
+  """Both frames of some pairs and their flow, each in colours of its own scale.
 
   Args:
-    pairs: 'frames' `[n, 2, h, w, 3]` in 0..255, 'flow' `[n, h, w, 2]` and 'occluded' `[n, h, w]`.
-    chosen: their numbers.
+    pairs: 'frames' `[n, 2, h, w, 3]` in 0..255 and 'flow' `[n, h, w, 2]`.
+    names: to print above each pair.
   """
   with theme.use_theme():
-    figure = theme.new_figure(6.4, title=title)
-    axes = figure.subplots(4, len(chosen) + 1, width_ratios=[1] * len(chosen) + [1.2], squeeze=False)
-    for column, number in enumerate(chosen):
-      (first, second), flow = pairs['frames'][number], pairs['flow'][number]
+    figure = theme.new_figure(3.9, title=title)
+    axes = figure.subplots(3, len(names) + 1, width_ratios=[1] * len(names) + [1.2], squeeze=False)
+    for column, (name, (first, second), flow) in enumerate(zip(names, pairs['frames'], pairs['flow'], strict=True)):
       largest = float(np.linalg.norm(flow, axis=-1).max())
-      for place, picture in zip(axes[:, column], (first, second, flow, pairs['occluded'][number]), strict=True):
+      for place, picture in zip(axes[:, column], (first, second, flow), strict=True):
         _draw_panel(place, picture, largest)
+      axes[0, column].set_title(name, fontsize=9)
       axes[2, column].set_title(f'up to {largest:.1f} px', fontsize=9)
-    for row, name in enumerate(['frame 1', 'frame 2', 'flow 1 to 2', 'hidden in\nframe 2 (grey)']):
+    for row, name in enumerate(['frame 1', 'frame 2', 'flow 1 to 2']):
       axes[row, 0].set_ylabel(name)
       axes[row, -1].set_axis_off()
     draw_colour_wheel(axes[2, -1], 'largest motion')
-  return theme.describe(figure, f'{title}. {len(chosen)} pairs: both frames, the flow in colours, what frame 2 hides.')
+  return theme.describe(figure, f'{title}. {"; ".join(names)}: both frames and the flow in colours.')
 
 
 def panels(

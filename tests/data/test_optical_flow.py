@@ -8,7 +8,14 @@ import pytest
 
 from perceiver_lib.baselines.flow import best_constant
 from perceiver_lib.data import _flow_scenes, _photos
-from perceiver_lib.data.optical_flow import FlowPairs, load_optical_flow, load_stereo_pair, render_scenes, two_motions
+from perceiver_lib.data.optical_flow import (
+  FlowPairs,
+  barber_poles,
+  load_optical_flow,
+  load_stereo_pair,
+  render_scenes,
+  two_motions,
+)
 from perceiver_lib.modalities.optical_flow import warp
 from perceiver_lib.scores.flow import flow_metrics
 
@@ -258,3 +265,20 @@ def test_two_motions_have_one_shift_each():
   for half in (flow[:, :, :8], flow[:, :, 8:]):
     np.testing.assert_allclose(half, np.broadcast_to(half[:, :1, :1], half.shape), atol=1e-4)
   assert (np.abs(flow[:, 0, 0] - flow[:, 0, -1]).max(1) > 0.1).all()
+
+
+def test_barber_poles_move_behind_their_windows():
+  batch = jax.device_get(next(barber_poles(3, size=16, cells=2, seed=1)))
+  frames, motion, normal = batch['frames'][..., 0], batch['flow'], batch['normal']
+  np.testing.assert_array_equal(motion, np.broadcast_to(motion[:, :1, :1], motion.shape))
+  assert (np.linalg.norm(motion, axis=-1) <= 2.5).all() and len(np.unique(motion)) == 6
+  # No change along the stripes, and the brightness goes with the motion: one equation a window, not two.
+  inside = (slice(None), slice(1, 7), slice(1, 7))
+  down, right = np.gradient(frames.mean(1), axis=(1, 2))
+  slope = np.stack([right, down], -1)[inside]
+  along = (slope * normal[inside][..., ::-1] * (1, -1)).sum(-1)
+  assert np.abs(along).mean() < 0.05 * np.abs(slope).mean()
+  change = (frames[:, 1] - frames[:, 0])[inside] + (slope * motion[inside]).sum(-1)
+  assert np.abs(change).mean() < 0.2 * np.abs((frames[:, 1] - frames[:, 0])[inside]).mean()
+  with pytest.raises(ValueError, match='divide'):
+    next(barber_poles(3, size=16, cells=3))

@@ -43,12 +43,6 @@ def test_inputs_are_both_neighbourhoods_in_order(frames):
     np.testing.assert_allclose(inputs[b, y * 7 + x], expected, atol=1e-6)
 
 
-def test_separate_frames_are_the_same_numbers_in_twice_the_tokens(frames):
-  both, separate = flow_inputs(frames), flow_inputs(frames, concatenate_frames=False)
-  assert separate.shape == (2, 70, 27)
-  np.testing.assert_array_equal(np.concatenate([separate[:, :35], separate[:, 35:]], -1), both)
-
-
 def test_normalise_ends():
   np.testing.assert_array_equal(normalise(np.array([0, 255], np.uint8)), [-1, 1])
   assert normalise(np.array([127.5], np.float32))[0] == 0
@@ -143,35 +137,29 @@ def small_model(**changes):
   return PerceiverIO(PerceiverIOConfig.optical_flow(num_heads=2, num_bands=3, **settings | changes), rngs=nnx.Rngs(0))
 
 
-READS = {ReadFlow(): {}, ReadFlow(concatenate_frames=False): {'image_shape': (2, 8, 8), 'num_values': 27}}
-
-
 @pytest.fixture
 def pairs():
   return np.random.default_rng(1).uniform(0, 255, (3, 2, 8, 8, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize('read', READS)
-def test_some_pixels_are_rows_of_all_pixels(read, pairs):
-  rows = np.array([3, 60, 17])
+def test_some_pixels_are_rows_of_all_pixels_and_come_from_the_latents(pairs):
+  read, rows = ReadFlow(), np.array([3, 60, 17])
 
   def answers(model):
-    return read(model, {'frames': pairs}), read.at(model, pairs, rows), read.outputs(model, pairs, rows)
+    batch = {'frames': pairs}
+    foreign = read.with_foreign_latents(model, batch)
+    return read(model, batch), foreign, read.at(model, pairs, rows), read.outputs(model, pairs, rows)
 
-  start = small_model(**READS[read])
-  flow, some, outputs = compiled(answers, filled(start, scale=0.3))
+  pairs[2] = pairs[0]
+  start = small_model()
+  flow, foreign, some, outputs = compiled(answers, filled(start, scale=0.3))
   assert flow.shape == (3, 8, 8, 2) and some.shape == (3, 3, 2) and float(jnp.abs(flow).max()) > 0.1
   assert_close(some, flow.reshape(3, 64, 2)[:, rows])
+  assert_close(foreign[2], flow[2])  # two places before it stands the same pair
+  assert float(jnp.abs(foreign[1] - flow[1]).max()) > 1e-3
   # A unit of output is 20 published ones, and those are 0.2 pixels.
   assert_close(some, 20 * 0.2 * outputs)
   np.testing.assert_array_equal(start.decoder.output.kernel[...], 0)  # untrained: nothing moves
-
-
-def test_position_queries_do_not_see_the_pixel(pairs):
-  read = ReadFlow(ask_by_position=True)
-  queries = read.queries(read.inputs(pairs), 64, np.array([3, 60]))
-  assert queries.values.shape == (3, 2, 0)
-  np.testing.assert_array_equal(queries.position[0], read.inputs(pairs).position[0, np.array([3, 60])])
 
 
 def test_brightness_and_contrast_do_not_matter(pairs):
@@ -183,13 +171,10 @@ def test_brightness_and_contrast_do_not_matter(pairs):
   np.testing.assert_allclose(changed - 127.5, (spread + 4) / (spread + 8) * (plain - 127.5), atol=0.05)
 
 
-@pytest.mark.parametrize('read', READS)
-def test_latents_see_every_pixel_of_every_second_row_and_column(read):
-  numbers = np.arange(128)
+def test_latents_see_every_pixel_of_every_second_row_and_column():
+  read, numbers = ReadFlow(), np.arange(128)
   frames = np.broadcast_to(numbers.reshape(1, 2, 8, 8, 1), (1, 2, 8, 8, 3)).astype(np.uint8)
-  whole = Tokens(
-    values=flow_inputs(frames, concatenate_frames=read.concatenate_frames), position=read.inputs(frames).position
-  )
+  whole = Tokens(values=flow_inputs(frames), position=read.inputs(frames).position)
   seen = read.seen(whole, 8, 8)
   assert 4 * seen.num_tokens == whole.num_tokens
   assert set(numbers) <= set(np.rint((np.asarray(seen.values).ravel() + 1) * 127.5))
