@@ -62,7 +62,9 @@ def losses_and_answers(
         for place, character in enumerate(text):
           wrong = compared and answers[truth][row][place : place + 1] != character
           look = {'color': theme.VERMILLION, 'weight': 'bold'} if wrong else {'color': theme.BLACK}
-          table.text(start + place + 0.5, row + 1, character, family='monospace', fontsize=9, ha='center', **look)
+          look |= {'family': 'monospace', 'fontsize': 9, 'ha': 'center'}
+          # Hundreds of characters inside their axes need no layout, which would take seconds.
+          table.text(start + place + 0.5, row + 1, character, **look).set_in_layout(False)
   ends = ', '.join(f'{name} ends at {values[-1]:.4f}' for name, (_, values) in losses.items())
   shares = ', '.join(f'{name} {value:.1f}' for name, value in right.items())
   first = '; '.join(f'{heading} {answers[heading][0]}' for heading in headings)
