@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float32, Int, Int64
 
 from perceiver_lib.data import pronunciation as words
-from perceiver_lib.scores.sequences import ErrorRates, error_rates
 
 NEIGHBOURS = 4
 _NUM_LETTERS, _NUM_PHONEMES = len(words.LETTERS), len(words.PHONEMES)
@@ -16,8 +15,8 @@ _ROUNDS, _WORDS_A_ROUND = 4, 20_000
 _UNSEEN = 0.01
 
 
-def pronunciation_baselines(train: words.WordSource, held_out: words.WordSource) -> dict[str, ErrorRates]:
-  """Error rates of two tables, after an alignment of letters and phonemes (Viterbi training, no phoneme model).
+def pronunciation_tables(train: words.WordSource, held_out: words.WordSource) -> dict[str, list[list[int]]]:
+  """What two tables say of each word, after an alignment of letters and phonemes (Viterbi training, no phoneme model).
 
   letter: what each letter says most often: nothing, a phoneme or two. letters in context: what the letter says most
   often among the same neighbours, as many on both sides, up to four, as were seen in training.
@@ -34,7 +33,7 @@ def pronunciation_baselines(train: words.WordSource, held_out: words.WordSource)
     if width in (0, NEIGHBOURS):
       name = 'letters in context' if width else 'letter'
       said = np.where(asked == words.PAD, 0, predicted)
-      results[name] = error_rates([_phonemes(row) for row in said], held_out.variants)
+      results[name] = [_phonemes(row) for row in said]
   return results
 
 

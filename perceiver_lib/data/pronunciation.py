@@ -46,10 +46,11 @@ class WordSource(ArraySource):
     self.words = tuple(words)
     self.variants = tuple(variants)
 
-  def first(self, count: int | None) -> WordSource:
-    """The first rows, None = all."""
-    arrays = {name: array[:count] for name, array in self.arrays.items()}
-    return WordSource(arrays, self.words[:count], self.variants[:count])
+  def some(self, count: int | None) -> WordSource:
+    """So many rows, drawn once and for ever, None = all: words of all letters, which lie in alphabetical order."""
+    rows = np.random.RandomState(0).permutation(len(self))[:count]
+    arrays = {name: array[rows] for name, array in self.arrays.items()}
+    return WordSource(arrays, [self.words[row] for row in rows], [self.variants[row] for row in rows])
 
 
 def load() -> DataSet:

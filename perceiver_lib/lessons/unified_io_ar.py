@@ -63,9 +63,9 @@ def tiny_model(seed: int, *, encoder_window: int | None = None) -> UnifiedPercei
 
 
 def as_sketched(model: UnifiedPerceiver, inputs: Tokens) -> Tokens:
-  """Latents whose processor knows no time."""
+  """Latents whose processor knows no time: each sees all others."""
   latents = model.read(inputs)
-  unmasked = model.blocks[0](dataclasses.replace(latents, time=None), num_latents_per_timestep=NUM_LATENTS)
+  unmasked = model.blocks[0](dataclasses.replace(latents, time=None))
   return dataclasses.replace(latents, values=unmasked.values)
 
 
@@ -213,6 +213,12 @@ def measure_bytes(num_bytes: int, how: How) -> dict[str, Any]:
   return {'how': how, 'num_bytes': num_bytes, 'loss': float(loss), **dataclasses.asdict(cost)}
 
 
-def measure_bytes_alone(num_bytes: int, how: How) -> dict[str, Any]:
-  """`measure_bytes` in a process of its own."""
-  return in_fresh_process('perceiver_lib.lessons.unified_io_ar:measure_bytes', num_bytes=num_bytes, how=how)
+def measure_both_reads(num_bytes: int) -> dict[How, dict[str, Any]]:
+  """`measure_bytes` of the prefix read and then of the general one, whose peak of memory is the higher."""
+  return {how: measure_bytes(num_bytes, how) for how in ('prefix', 'general')}
+
+
+def measure_bytes_alone(num_bytes: int) -> list[dict[str, Any]]:
+  """The two of `measure_both_reads`, from a process of its own."""
+  answer = in_fresh_process('perceiver_lib.lessons.unified_io_ar:measure_both_reads', num_bytes=num_bytes)
+  return [answer['prefix'], answer['general']]

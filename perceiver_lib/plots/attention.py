@@ -149,14 +149,19 @@ def head_grid(
   x_label: str = 'key',
   y_label: str = 'query',
   columns: int = 4,
+  key_names: Sequence[str] | None = None,
 ) -> Figure:
-  """Queries by keys for every head [h, i, j], on one shared colour scale, with the row sums of the weights."""
+  """Queries by keys for every head [h, i, j], on one shared colour scale, with the row sums of the weights.
+
+  Args:
+    key_names: written under the keys, one each, instead of some of their numbers.
+  """
   weights = _finite(weights, 'weights')
   if weights.ndim != 3:
     raise ValueError(f'weights must be [heads, queries, keys] of one example; got shape {weights.shape}.')
   low, high = (weights.min(), weights.max()) if pre_softmax else (0.0, weights.max())
   quantity = 'logit before the softmax' if pre_softmax else 'attention weight'
-  figure, _ = map_grid(
+  figure, places = map_grid(
     list(weights),
     [f'head {head}' for head in range(len(weights))],
     title=title,
@@ -167,5 +172,7 @@ def head_grid(
     x_label=x_label + ('' if pre_softmax else f'  ({_row_sums(weights)})'),
     y_label=y_label,
   )
+  for axes in places if key_names else []:
+    axes.set_xticks(range(len(key_names)), key_names)
   size = f'{weights.shape[1]} queries by {weights.shape[2]} keys'
   return theme.describe(figure, f'{title}. {len(weights)} heads, {size}; {quantity} from {low:.3g} to {high:.3g}.')
