@@ -8,9 +8,10 @@ import pytest
 
 from perceiver_lib.experiments import report
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json
+from perceiver_lib.experiments.files import file_hash
 from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
 from perceiver_lib.experiments.wording import describe_number
+from perceiver_lib.files import read_json
 
 
 def metric(
@@ -35,6 +36,7 @@ def write_run(folder, notebooks=('01_images',), *, profile='demo', value=97.0, s
     'commit': 'abc',
     'uncommitted_changes': True,
   }
+  folder.mkdir(parents=True)
   for name in notebooks:
     place = folder / name
     (place / 'figures').mkdir(parents=True)
@@ -46,9 +48,12 @@ def write_run(folder, notebooks=('01_images',), *, profile='demo', value=97.0, s
     }
     manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': 3, 'metrics': metrics,
                 'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
-                'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': ['curve.png']}]}  # fmt: skip
+                'figures': [{'slug': 'curve', 'alt': 'A "line" & more',
+                             'files': {'curve.png': file_hash(place / 'figures' / 'curve.png')}}]}  # fmt: skip
     (place / 'manifest.json').write_text(json.dumps(manifest))
-    (place / 'result.json').write_text(json.dumps({'notebook': name, 'status': status, 'seconds': 61.0, 'message': ''}))
+    result = {'notebook': name, 'status': status, 'seconds': 61.0, 'message': '',
+              'manifest_sha256': file_hash(place / 'manifest.json')}  # fmt: skip
+    (place / 'result.json').write_text(json.dumps(result))
   (folder / 'run.json').write_text(json.dumps(run))
   return folder
 
@@ -138,13 +143,17 @@ def test_a_run_that_goes_on_has_a_page_that_says_so(tmp_path):
   assert 'not run' in report.write_report(folder).read_text()
 
 
-def test_the_newest_run_is_found_by_its_time_and_not_by_its_name(tmp_path):
+def test_the_newest_run_is_found_by_its_time_and_damaged_ones_are_named(tmp_path, capsys):
   with pytest.raises(RequestError, match='No run in'):
     report.latest_run(tmp_path)
   for name, created in (('z', '2026-01-01'), ('a', '2026-03-01'), ('m', '2026-02-01')):
+    run = json.loads((write_run(tmp_path / name, ()) / 'run.json').read_text())
+    (tmp_path / name / 'run.json').write_text(json.dumps(run | {'created': created}))
+  for name, content in (('empty', b''), ('bytes', b'\xff\xfe'), ('shape', b'[]')):
     (tmp_path / name).mkdir()
-    (tmp_path / name / 'run.json').write_text(json.dumps({'created': created}))
+    (tmp_path / name / 'run.json').write_bytes(content)
   assert report.latest_run(tmp_path).name == 'a'
+  assert [line.split()[:2] for line in capsys.readouterr().err.splitlines()] == [['Passed', 'over:']] * 3
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import pytest
 from perceiver_lib.experiments import report, runner
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json, read_records
+from perceiver_lib.experiments.files import read_records
 from perceiver_lib.experiments.processes import run_limited
 from perceiver_lib.experiments.run import METRIC_MIME_TYPE
+from perceiver_lib.files import locked, read_json
 from tests.experiments.sequence import FIGURE, GOOD, METRIC, START, write_notebook
 
 FAULTS = {
@@ -209,9 +210,11 @@ class Pretended:
       (place / 'outcome.json').write_text(json.dumps(dict(zip(('status', 'message'), self.outcome, strict=True))))
     (place / 'figures').mkdir()
     (place / 'figures' / 'curve.png').write_bytes(b'picture')
-    figure = {'slug': 'curve', 'alt': 'x', 'files': ['curve.png'], 'sha256': hashlib.sha256(self.picture).hexdigest()}
+    figure = {'slug': 'curve', 'alt': 'x', 'files': {'curve.png': hashlib.sha256(self.picture).hexdigest()}}
     if self.manifest:
-      manifest = {'status': 'complete', 'problems': [], 'metrics': {}, 'figures': [figure]}
+      environment = {'device': '', 'commit': '', 'uncommitted_changes': False}
+      manifest = {'status': 'complete', 'problems': [], 'notebook': place.name, 'profile': 'demo', 'seed': 0, 'data': [],
+                  'finished': '', 'environment': environment, 'metrics': {}, 'figures': [figure]}  # fmt: skip
       (place / 'manifest.json').write_text(json.dumps(manifest))
     return 0
 
@@ -268,7 +271,7 @@ def test_nothing_starts_and_nothing_is_written_for_a_request_that_cannot_be_carr
     ({'only': ['00'], 'overrides': {'width': 'wide'}}, "'width' must be int; got 'wide'"),
     ({'overrides': {'profile': 'demo'}}, 'use --profile'),
     ({'overrides': {'run_dir': 'x'}}, 'use --run-dir'),
-    ({'resume': tmp_path / 'nowhere'}, 'cannot be resumed'),
+    ({'resume': tmp_path / 'nowhere'}, 'is not the folder of a run'),
     ({'resume': tmp_path, 'run_dir': tmp_path}, 'leave --run-dir out'),
     ({'run_dir': notebooks}, 'is not empty and stays as it is'),
   ):
@@ -281,7 +284,7 @@ def test_nothing_starts_and_nothing_is_written_for_a_request_that_cannot_be_carr
 def test_every_new_run_has_a_folder_of_its_own_and_one_runner(tmp_path, monkeypatch):
   folders = [reproduce_pretended(tmp_path, monkeypatch, Pretended())[0] for _ in range(3)]
   assert len(set(folders)) == 3
-  with runner._locked(folders[0]), pytest.raises(RequestError, match='Another runner is working'):
+  with locked(folders[0] / '.lock', ValueError()), pytest.raises(RequestError, match='Another runner is working'):
     reproduce_pretended(tmp_path, monkeypatch, Pretended(), resume=folders[0])
 
 
