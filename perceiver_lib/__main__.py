@@ -122,9 +122,7 @@ def parser() -> argparse.ArgumentParser:
   run.add_argument('--profile', metavar='NAME', help='smoke, demo (default), full or paper')
   run.add_argument('--only', metavar='NN', action='append', default=[], help='numbers or names, separated by commas')
   run.add_argument('--set', metavar='NAME=VALUE', action='append', default=[], help='change a parameter; repeatable')
-  run.add_argument(
-    '--run-dir', type=_path, metavar='DIR', help='folder for this run, new or empty (default: runs/<id>)'
-  )
+  run.add_argument('--run-dir', type=_path, metavar='DIR', help='new or empty folder for this run (default: runs/<id>)')
   run.add_argument('--resume', type=_path, metavar='DIR', help='complete an earlier run; what is complete there stays')
   run.add_argument('--time-limit', type=float, metavar='SECONDS', help='wall clock a notebook (default: by profile)')
 

@@ -213,7 +213,8 @@ class Pretended:
     figure = {'slug': 'curve', 'alt': 'x', 'files': {'curve.png': hashlib.sha256(self.picture).hexdigest()}}
     if self.manifest:
       environment = {'device': '', 'commit': '', 'uncommitted_changes': False}
-      manifest = {'status': 'complete', 'problems': [], 'notebook': place.name, 'profile': 'demo', 'seed': 0, 'data': [],
+      manifest = {'status': 'complete', 'problems': [], 'notebook': place.name, 'profile': 'demo', 'seed': 0,
+                  'data': [],
                   'finished': '', 'environment': environment, 'metrics': {}, 'figures': [figure]}  # fmt: skip
       (place / 'manifest.json').write_text(json.dumps(manifest))
     return 0
