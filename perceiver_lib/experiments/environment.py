@@ -35,7 +35,7 @@ def environment_stamp(root: Path) -> Stamp:
   except (RuntimeError, AssertionError) as error:  # the bare assertion: a CUDA plug-in without a driver
     asked = os.environ.get('JAX_PLATFORMS', '')
     raise RequestError(
-      f'JAX finds no device with JAX_PLATFORMS={asked!r}: {error or "its plug-in or driver is missing"}. '
+      f'JAX finds no device with JAX_PLATFORMS={asked!r}: {str(error) or "its plug-in or driver is missing"}. '
       'Install what this platform needs, or leave the variable out.'
     ) from error
   commit, dirty = git_commit(root)
