@@ -126,7 +126,7 @@ def finite(value: Any) -> bool:
 
 def plain_name(value: Any) -> bool:
   """A shape: the name of a file or folder that stays in its folder and can be written in UTF-8."""
-  return isinstance(value, str) and value.isprintable() and not (value.startswith('.') or set(value) & set('/\\'))
+  return isinstance(value, str) and value.isprintable() and value[:1] not in ('', '.') and not set(value) & set('/\\')
 
 
 @contextlib.contextmanager

@@ -22,7 +22,17 @@ def metric(
           'paper': paper, 'band': band, 'in_band': in_band}  # fmt: skip
 
 
-def write_run(folder, notebooks=('01_images',), *, profile='demo', value=97.0, status='complete', overrides=None):
+def write_run(
+  folder,
+  notebooks=('01_images',),
+  *,
+  profile='demo',
+  value=97.0,
+  status='complete',
+  overrides=None,
+  picture=None,
+  vector='',
+):
   """A run of complete notebooks, each with one banded and one bare metric, and one figure."""
   from PIL import Image
 
@@ -41,15 +51,19 @@ def write_run(folder, notebooks=('01_images',), *, profile='demo', value=97.0, s
     place = folder / name
     (place / 'figures').mkdir(parents=True)
     Image.effect_noise((30, 20), 99).save(place / 'figures' / 'curve.png')
+    if picture is not None:
+      (place / 'figures' / 'curve.png').write_bytes(picture)
+    if vector:
+      (place / 'figures' / 'curve.svg').write_text(vector)
     band = {'min': 95.0, 'max': None, 'reason': 'three seeds'}
     metrics = {
       'accuracy': metric('accuracy', value, band=band, in_band=value >= 95, paper='78.0 (Table 2)'),
       'num_parameters': metric('num_parameters', 42135859, unit='', baseline=None, baseline_value=None, paper=42135859),
     }
+    files = {path.name: file_hash(path) for path in sorted((place / 'figures').iterdir())}
     manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': 3, 'metrics': metrics,
                 'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
-                'figures': [{'slug': 'curve', 'alt': 'A "line" & more',
-                             'files': {'curve.png': file_hash(place / 'figures' / 'curve.png')}}]}  # fmt: skip
+                'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': files}]}  # fmt: skip
     (place / 'manifest.json').write_text(json.dumps(manifest))
     result = {'notebook': name, 'status': status, 'seconds': 61.0, 'message': '',
               'manifest_sha256': file_hash(place / 'manifest.json')}  # fmt: skip
