@@ -72,6 +72,13 @@ def publish_figures(arguments: argparse.Namespace) -> int:
   return errors.EXIT_OK
 
 
+def compare(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments.compare import compare_runs
+
+  print(compare_runs(arguments.first, arguments.second))
+  return errors.EXIT_OK
+
+
 def bench(arguments: argparse.Namespace) -> int:
   from perceiver_lib.experiments.bench import harness
   from perceiver_lib.experiments.bench.cases import CASES
@@ -132,6 +139,10 @@ def parser() -> argparse.ArgumentParser:
   ):
     one = command(name, function, purpose)
     one.add_argument('--run', type=_path, metavar='DIR', help='folder of the run (default: the newest in runs/)')
+
+  two = command('compare', compare, 'show two runs side by side: metrics, and what differs in settings and environment')
+  two.add_argument('first', type=_path, metavar='RUN', help='folder of a run')
+  two.add_argument('second', type=_path, metavar='OTHER', help='folder of another')
 
   timing = command(
     'bench',

@@ -29,7 +29,7 @@ def call(*arguments):
   return command_line.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize('command', ['list', 'reproduce', 'report', 'figures', 'bench', 'lab'])
+@pytest.mark.parametrize('command', ['list', 'reproduce', 'report', 'figures', 'compare', 'bench', 'lab'])
 def test_every_command_has_help(command, capsys):
   with pytest.raises(SystemExit) as stop:
     call(command, '--help')
@@ -66,6 +66,7 @@ def test_list_shows_titles_and_parameters(project, capsys):
     *((['reproduce', '--time-limit', limit], 'seconds above 0; got') for limit in ('nan', '-5', '0', 'inf')),
     (['report'], 'No run in'),
     (['figures', '--run', 'notebooks'], 'not the folder of a run'),
+    (['compare', 'notebooks', 'notebooks'], 'not the folder of a run'),
     (['list', '--notebooks', 'elsewhere'], 'No notebooks (NN_topic.ipynb)'),
   ],
 )

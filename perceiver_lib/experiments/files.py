@@ -45,6 +45,7 @@ MANIFEST = {
   'notebook': plain_name,
   'profile': PROFILES.__contains__,
   'seed': int,
+  'sizes': {str: object},
   'finished': str,
   'environment': {'device': str, 'commit': str, 'uncommitted_changes': bool},
   'data': [{'name': str, 'kind': str, 'source': str, 'licence': str, 'counts': {str: int}, 'checksum': str}],

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from perceiver_lib.experiments import report
+from perceiver_lib.experiments.compare import compare_runs
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import file_hash
 from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
@@ -63,6 +64,7 @@ def write_run(
     files = {path.name: file_hash(path) for path in sorted((place / 'figures').iterdir())}
     manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': 3, 'metrics': metrics,
                 'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
+                'sizes': {'steps': 900},
                 'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': files}]}  # fmt: skip
     (place / 'manifest.json').write_text(json.dumps(manifest))
     result = {'notebook': name, 'status': status, 'seconds': 61.0, 'message': '',
@@ -168,6 +170,20 @@ def test_the_newest_run_is_found_by_its_time_and_damaged_ones_are_named(tmp_path
     (tmp_path / name / 'run.json').write_bytes(content)
   assert report.latest_run(tmp_path).name == 'a'
   assert [line.split()[:2] for line in capsys.readouterr().err.splitlines()] == [['Passed', 'over:']] * 3
+
+
+def test_two_runs_are_compared_side_by_side(tmp_path):
+  first = write_run(tmp_path / 'first')
+  second = write_run(tmp_path / 'second', ('01_images', '02_text'), profile='full', value=98.5)
+  (second / '02_text' / 'manifest.json').write_text('{')
+  lines = compare_runs(first, second).splitlines()
+  assert lines[0] == f'| notebook | metric or setting | {first} | {second} | second - first |'
+  assert lines[2:] == [
+    '| 01_images | accuracy | 97 % | 98.5 % | 1.5 % |',
+    '| 01_images | num_parameters | 42,135,859 | 42,135,859 | 0 |',
+    '| 01_images | profile | demo | full | differs |',
+    '| 02_text | status | not run | damaged | differs |',
+  ]
 
 
 @pytest.mark.parametrize(

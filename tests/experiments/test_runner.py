@@ -240,8 +240,8 @@ class Pretended:
     if self.manifest:
       environment = {'device': '', 'commit': '', 'uncommitted_changes': False}
       manifest = {'status': 'complete', 'problems': [], 'notebook': place.name, 'profile': 'demo', 'seed': 0,
-                  'data': [],
-                  'finished': '', 'environment': environment, 'metrics': {}, 'figures': [figure]}  # fmt: skip
+                  'data': [], 'sizes': {}, 'finished': '', 'environment': environment, 'metrics': {},
+                  'figures': [figure]}  # fmt: skip
       (place / 'manifest.json').write_text(json.dumps(manifest))
     (place / 'log.txt').write_text('Executing Cell 1----\nthe last word\nEnding Cell 1----\n')
     if self.executed is not None:
