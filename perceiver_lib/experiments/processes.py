@@ -30,7 +30,7 @@ def run_limited(
 
   Args:
     command: program and arguments.
-    log: file that receives stdout and stderr; what an earlier call with this file left running is ended first.
+    log: file that receives stdout and stderr.
     cwd: working directory.
     environment: all of the child's environment variables.
     limit: wall-clock seconds.
@@ -39,8 +39,6 @@ def run_limited(
   Returns:
     The exit status, or None if the limit was reached.
   """
-  mark = str(log.resolve())
-  _end_marked(mark)
   start = time.monotonic()
   with log.open('ab') as output:
     child = subprocess.Popen(
@@ -49,7 +47,7 @@ def run_limited(
       stdout=output,
       stderr=subprocess.STDOUT,
       cwd=cwd,
-      env={**environment, _MARK: mark},
+      env={**environment, _MARK: str(log.resolve())},
       start_new_session=True,
     )
   try:
@@ -61,7 +59,7 @@ def run_limited(
   finally:
     if child.poll() is None:
       _end_family(child)
-    _end_marked(mark)
+    end_started_for(log)
 
 
 def describe_exit(status: int) -> str:
@@ -75,10 +73,11 @@ def describe_exit(status: int) -> str:
   return f'was ended by {name}' + (', most often for too little memory' if name == 'SIGKILL' else '')
 
 
-def _end_marked(mark: str) -> None:
-  """Kills every process with this mark, and those that they start meanwhile."""
+def end_started_for(log: Path) -> None:
+  """Kills what a call with this log left running, such as one whose own process was killed."""
   import psutil
 
+  mark = str(log.resolve())
   deadline = time.monotonic() + GRACE_SECONDS
   while time.monotonic() < deadline:
     marked = []

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import METRIC, RUN, open_run, read_notebook, read_records, write_text
@@ -119,7 +120,7 @@ def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
     'metrics': [_metric({'band': None, 'in_band': None, **record}) for record in records.values()],
     'figures': [_figure(place, figure) for figure in manifest.get('figures', [])],
     'pages': [
-      (label, f'{name}/{file}')
+      (label, quote(f'{name}/{file}'))
       for label, file in (('Read it', 'reader.html'), ('With code', 'full.html'), ('Log', 'log.txt'))
       if (place / file).is_file()
     ],
@@ -176,7 +177,7 @@ def _figure(place: Path, figure: Mapping[str, Any]) -> dict[str, Any]:
   from PIL import Image
 
   path = place / 'figures' / next(iter(figure['files']), '')
-  link = f'{place.name}/figures/{path.name}'
+  link = quote(f'{place.name}/figures/{path.name}')
   thumbnail = io.BytesIO()
   try:
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import JUDGED_METRIC, open_run, read_notebook, write_json, write_text
@@ -118,7 +119,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if row['baseline'] is not None:
       baseline = literal(f'{describe_number(row["baseline_value"], row["unit"])} ({row["baseline"]})')
     cells = [
-      f'[{literal(row["notebook"].split("_")[0])}](notebooks/{literal(row["notebook"])}.ipynb)',
+      f'[{literal(row["notebook"].split("_")[0])}](notebooks/{quote(row["notebook"])}.ipynb)',
       literal(row['metric'].replace('_', ' ')),
       f'**{literal(describe_number(row["value"], row["unit"]))}**',
       baseline,

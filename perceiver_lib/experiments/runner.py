@@ -42,7 +42,7 @@ from perceiver_lib.experiments.files import (
   write_json,
 )
 from perceiver_lib.experiments.notebooks import Notebook, check_writable, discover, select
-from perceiver_lib.experiments.processes import describe_exit, run_limited
+from perceiver_lib.experiments.processes import describe_exit, end_started_for, run_limited
 from perceiver_lib.experiments.profiles import TIME_LIMIT_SECONDS, check_profile
 from perceiver_lib.experiments.run import OWN_FILES
 from perceiver_lib.files import DamagedFile, locked, read_json
@@ -162,6 +162,7 @@ def _run_notebook(
     say('      kept: complete with the same sources and parameters')
     return kept if (place / 'full.html').is_file() else _with_pages(kept, place, notebook.title)
   place.mkdir(parents=True, exist_ok=True)
+  end_started_for(place / 'log.txt')  # a kernel outlives a killed runner by seconds
   set_aside(place, _RUNNER_FILES + OWN_FILES)
   write_json(place / 'request.json', request)
   start = time.monotonic()
