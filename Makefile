@@ -1,6 +1,6 @@
 # make reproduce            install, run the notebooks, write the report     PROFILE=smoke|demo|full|paper  ONLY=01,03
 # make test                 install, run the tests                           ARGS="-k attention"
-# make lab                  install, open JupyterLab
+# make lab                  install, open JupyterLab                         ARGS="--no-browser"
 # make figures              publish the newest complete run (or RUN=runs/<id>): figures/, results.json, README's table
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +25,7 @@ test: $(STAMP)
 	@$(RUN_PYTHON) -m pytest -n auto --dist worksteal $(ARGS)
 
 lab: $(STAMP)
-	@$(RUN_PYTHON) -m perceiver_lib lab
+	@$(RUN_PYTHON) -m perceiver_lib lab $(if $(ARGS),-- $(ARGS))
 
 figures: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib figures $(if $(RUN),--run $(RUN))

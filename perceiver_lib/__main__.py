@@ -14,6 +14,7 @@ from perceiver_lib.experiments import errors
 from perceiver_lib.experiments.errors import RequestError, explain_os_error
 from perceiver_lib.experiments.files import project_root
 from perceiver_lib.experiments.profiles import PROFILES
+from perceiver_lib.files import DamagedFile
 
 _EXIT_CODES = f"""exit codes:
   {errors.EXIT_OK}    every notebook is complete: all cells, metrics in their bands, figures
@@ -71,6 +72,13 @@ def publish_figures(arguments: argparse.Namespace) -> int:
   return errors.EXIT_OK
 
 
+def compare(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments.compare import compare_runs
+
+  print(compare_runs(arguments.first, arguments.second))
+  return errors.EXIT_OK
+
+
 def bench(arguments: argparse.Namespace) -> int:
   from perceiver_lib.experiments.bench import harness
   from perceiver_lib.experiments.bench.cases import CASES
@@ -85,8 +93,10 @@ def bench(arguments: argparse.Namespace) -> int:
 def open_lab(arguments: argparse.Namespace) -> NoReturn:
   from perceiver_lib.experiments.environment import kernel_environment
 
-  root = str(arguments.notebooks.parent)
-  command = [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={root}', *arguments.jupyter]
+  settings = [f'--ServerApp.root_dir={arguments.notebooks.parent}']
+  if os.geteuid() == 0:  # as in every container; Jupyter refuses root unless told, and asks for its token all the same
+    settings += ['--allow-root', '--ServerApp.ip=127.0.0.1']
+  command = [sys.executable, '-m', 'jupyterlab', *settings, *arguments.jupyter]
   os.execve(sys.executable, command, kernel_environment())
 
 
@@ -94,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
   common = argparse.ArgumentParser(add_help=False)
   common.add_argument(
     '--notebooks',
-    type=Path,
+    type=_path,
     metavar='DIR',
     default=project_root() / 'notebooks',
     help='folder of the sequence (default: notebooks/ of this project)',
@@ -119,8 +129,8 @@ def parser() -> argparse.ArgumentParser:
   run.add_argument('--profile', metavar='NAME', help='smoke, demo (default), full or paper')
   run.add_argument('--only', metavar='NN', action='append', default=[], help='numbers or names, separated by commas')
   run.add_argument('--set', metavar='NAME=VALUE', action='append', default=[], help='change a parameter; repeatable')
-  run.add_argument('--run-dir', type=Path, metavar='DIR', help='folder for this run, new or empty (default: runs/<id>)')
-  run.add_argument('--resume', type=Path, metavar='DIR', help='complete an earlier run; what is complete there stays')
+  run.add_argument('--run-dir', type=_path, metavar='DIR', help='new or empty folder for this run (default: runs/<id>)')
+  run.add_argument('--resume', type=_path, metavar='DIR', help='complete an earlier run; what is complete there stays')
   run.add_argument('--time-limit', type=float, metavar='SECONDS', help='wall clock a notebook (default: by profile)')
 
   for name, function, purpose in (
@@ -128,7 +138,11 @@ def parser() -> argparse.ArgumentParser:
     ('figures', publish_figures, 'make a complete run the accepted one: figures/, results.json, table in README.md'),
   ):
     one = command(name, function, purpose)
-    one.add_argument('--run', type=Path, metavar='DIR', help='folder of the run (default: the newest in runs/)')
+    one.add_argument('--run', type=_path, metavar='DIR', help='folder of the run (default: the newest in runs/)')
+
+  two = command('compare', compare, 'show two runs side by side: metrics, and what differs in settings and environment')
+  two.add_argument('first', type=_path, metavar='RUN', help='folder of a run')
+  two.add_argument('second', type=_path, metavar='OTHER', help='folder of another')
 
   timing = command(
     'bench',
@@ -143,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
   timing.add_argument('cases', nargs='*', metavar='CASE', help='cases to measure (default: all)')
   timing.add_argument('--list', action='store_true', help='list the cases and leave')
   timing.add_argument('--rounds', type=int, default=5, help='timed calls of each contender, in turn (default 5)')
-  timing.add_argument('--out', type=Path, metavar='FILE', help='JSON to write; cases not measured now stay in it')
+  timing.add_argument('--out', type=_path, metavar='FILE', help='JSON to write; cases not measured now stay in it')
 
   lab = command('lab', open_lab, 'open JupyterLab with the kernel and the settings of this environment')
   lab.add_argument('jupyter', nargs='*', metavar='ARGUMENT', help='passed on to JupyterLab, after --')
@@ -151,10 +165,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  for name in ('stdout', 'stderr'):
+    stream = getattr(sys, name) or open(os.devnull, 'w')  # noqa: SIM115 (closed, as services do; open to the end)
+    stream.reconfigure(errors='backslashreplace')
+    setattr(sys, name, stream)
   arguments = parser().parse_args(argv)
-  arguments.notebooks = arguments.notebooks.resolve()
-  signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+  signal.signal(signal.SIGTERM, _interrupt)
   try:
+    arguments.notebooks = arguments.notebooks.resolve()
     code = arguments.function(arguments)
     sys.stdout.flush()  # here, so that a reader who has left is not first met at the interpreter's end
     return code
@@ -162,19 +180,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     # As `| head` leaves: no word, and nothing more to flush; the status is that of a tool which SIGPIPE ended.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return errors.EXIT_BROKEN_PIPE
-  except RequestError as error:
+  except (RequestError, DamagedFile) as error:
     return _say(str(error), errors.EXIT_BAD_REQUEST)
   except OSError as error:
-    return _say(explain_os_error(error), errors.EXIT_CANNOT_WRITE)
+    option = '--run-dir' if 'run_dir' in arguments and arguments.resume is None else ''
+    return _say(explain_os_error(error, option), errors.EXIT_CANNOT_WRITE)
   except ImportError as error:
     return _say(f'{error}: install the notebook side with: pip install -r requirements.txt', errors.EXIT_BAD_REQUEST)
-  except KeyboardInterrupt:
-    return _say(arguments.interrupted, errors.EXIT_INTERRUPTED)
+  except KeyboardInterrupt as error:
+    return _say(str(error) or arguments.interrupted, errors.EXIT_INTERRUPTED)
 
 
 def _say(sentence: str, code: int) -> int:
   print(sentence, file=sys.stderr)
   return code
+
+
+def _interrupt(*_: Any) -> NoReturn:
+  """Not by way of SIGINT, which a shell lets its background jobs ignore."""
+  raise KeyboardInterrupt
+
+
+def _path(text: str) -> Path:
+  return Path(text).expanduser()
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import subprocess
 import sys
 
@@ -28,7 +29,7 @@ def call(*arguments):
   return command_line.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize('command', ['list', 'reproduce', 'report', 'figures', 'bench', 'lab'])
+@pytest.mark.parametrize('command', ['list', 'reproduce', 'report', 'figures', 'compare', 'bench', 'lab'])
 def test_every_command_has_help(command, capsys):
   with pytest.raises(SystemExit) as stop:
     call(command, '--help')
@@ -59,8 +60,13 @@ def test_list_shows_titles_and_parameters(project, capsys):
     (['reproduce', '--set', 'width'], "--set takes NAME=VALUE; got 'width'."),
     (['reproduce', '--resume', 'nowhere'], 'nowhere is not the folder of a run'),
     (['reproduce', '--run-dir', 'notebooks'], 'is not empty and stays as it is'),
+    (['reproduce', '--set', 'rate=nan'], "Parameter 'rate' must be a finite number; got nan."),
+    (['reproduce', '--set', 'rate=1e999'], "Parameter 'rate' must be a finite number; got inf."),
+    (['reproduce', '--run-dir', 'no\udcffutf8'], 'is not UTF-8, so a run cannot record it'),
+    *((['reproduce', '--time-limit', limit], 'seconds above 0; got') for limit in ('nan', '-5', '0', 'inf')),
     (['report'], 'No run in'),
     (['figures', '--run', 'notebooks'], 'not the folder of a run'),
+    (['compare', 'notebooks', 'notebooks'], 'not the folder of a run'),
     (['list', '--notebooks', 'elsewhere'], 'No notebooks (NN_topic.ipynb)'),
   ],
 )
@@ -118,15 +124,67 @@ def test_reproduce_hands_over_its_options_and_ends_with_the_worst_result(project
 
 @pytest.mark.parametrize('send', ['SIGINT', 'SIGTERM'])
 def test_an_interrupted_command_says_how_to_go_on(project, send):
+  """SIGTERM also where a shell lets its background jobs ignore SIGINT."""
   program = f"""
 import os, signal, sys
 from perceiver_lib import __main__ as command_line
 from perceiver_lib.experiments import runner
+if {send!r} == 'SIGTERM':
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 runner.reproduce = lambda *_, **__: os.kill(os.getpid(), signal.{send})
 sys.exit(command_line.main(['reproduce']))"""
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=kernel_environment())
   assert done.returncode == 130
   assert '--resume' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_an_interrupted_run_has_its_report_and_names_its_folder(project, capsys, monkeypatch):
+  def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(runner, 'run_limited', interrupt)
+  assert call('reproduce', '--run-dir', 'a run') == 130
+  folder = project / 'a run'
+  assert (
+    capsys.readouterr().err == f"Interrupted; continue with: python -m perceiver_lib reproduce --resume '{folder}'\n"
+  )
+  assert '0 of 2 notebooks complete' in (folder / 'index.html').read_text()
+
+
+def test_only_where_it_exists_is_an_option_advised(project, capsys, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.ENOSPC, '', 'x')
+
+  monkeypatch.setattr(report, 'latest_run', fail)
+  assert call('report') == 3
+  assert capsys.readouterr().err == 'The disk is full: writing x failed; free some space, or choose another folder.\n'
+
+
+@pytest.mark.parametrize('stdout', ['closed', 'ascii'])
+def test_list_reaches_every_kind_of_output(project, monkeypatch, stdout):
+  write_notebook(project / 'notebooks', '02_umlaut', *GOOD, title='Größer ≥ 3 \N{SNOWMAN}')
+  binary = io.BytesIO()
+  monkeypatch.setattr('sys.stdout', None if stdout == 'closed' else io.TextIOWrapper(binary, encoding='ascii'))
+  assert call('list') == 0
+  said = binary.getvalue()
+  sys.stdout.close()
+  assert stdout == 'closed' or rb'Gr\xf6\xdfer \u2265 3 \u2603' in said
+
+
+@pytest.mark.parametrize('root', [True, False])
+def test_the_lab_starts_as_root_behind_the_loopback(monkeypatch, root):
+  started = []
+
+  def become(program, command, environment):
+    started.extend(command)
+    raise SystemExit
+
+  monkeypatch.setattr(command_line.os, 'geteuid', lambda: 0 if root else 1000)
+  monkeypatch.setattr(command_line.os, 'execve', become)
+  with pytest.raises(SystemExit):
+    call('lab', '--', '--no-browser')
+  assert started[-1] == '--no-browser'
+  assert ('--allow-root' in started) == ('--ServerApp.ip=127.0.0.1' in started) == root
 
 
 def test_an_interrupted_benchmark_does_not_speak_of_resuming(capsys, monkeypatch):

@@ -12,8 +12,8 @@ import pytest
 from perceiver_lib.experiments import runner
 from perceiver_lib.experiments.bands import load_declarations
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json
 from perceiver_lib.experiments.notebooks import load
+from perceiver_lib.files import read_json
 from tests.experiments.sequence import GOOD, write_notebook
 
 FOLDER = Path(__file__).parents[1] / 'notebooks'

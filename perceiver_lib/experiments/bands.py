@@ -13,7 +13,6 @@ A metric without a band informs and never fails a run. Either bound may be left 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +20,11 @@ from typing import Any
 
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.profiles import PROFILES
+from perceiver_lib.files import finite, read_json
 
 FILE_NAME = 'bands.json'
 _NAME = re.compile(r'[a-z0-9][a-z0-9_]*')
+_SHAPE = {str: {'figures': [str], 'metrics': {str: {str: {str: object}}}}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,19 +69,15 @@ def load_declarations(path: Path) -> dict[str, Declaration]:
   """Declarations by notebook; empty where there is no such file.
 
   Raises:
-    RequestError: if the file is not JSON or an entry is malformed; the sentence names the entry.
+    DamagedFile: if the file is not JSON of this shape.
+    RequestError: if an entry is malformed; the sentence names the entry.
   """
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    return {}
-  except json.JSONDecodeError as error:
-    raise RequestError(f'{path} is not JSON: {error}.') from None
+  content = read_json(path, _SHAPE) or {}
   return {notebook: _declaration(entry, f'{path.name}/{notebook}') for notebook, entry in content.items()}
 
 
-def _declaration(entry: Any, where: str) -> Declaration:
-  if not isinstance(entry, dict) or set(entry) != {'figures', 'metrics'}:
+def _declaration(entry: Mapping[str, Any], where: str) -> Declaration:
+  if set(entry) != {'figures', 'metrics'}:
     raise RequestError(f'{where} must hold "figures" and "metrics", nothing else.')
   figures, metrics = entry['figures'], entry['metrics']
   for name in [*figures, *metrics]:
@@ -102,10 +99,11 @@ def _declaration(entry: Any, where: str) -> Declaration:
 
 def _band(entry: Mapping[str, object], where: str) -> Band:
   bounds = {name: entry[name] for name in ('min', 'max') if entry.get(name) is not None}
-  numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds.values())
-  if not bounds or not numbers or set(entry) - {'min', 'max', 'reason'} or not str(entry.get('reason', '')).strip():
+  reason = entry.get('reason')
+  fits = all(map(finite, bounds.values())) and isinstance(reason, str) and reason.strip()
+  if not bounds or not fits or set(entry) - {'min', 'max', 'reason'}:
     raise RequestError(f'Band {where} must hold min or max (numbers) and a reason; it holds {dict(entry)}.')
-  band = Band(**{name: float(bound) for name, bound in bounds.items()}, reason=str(entry['reason']))
+  band = Band(**{name: float(bound) for name, bound in bounds.items()}, reason=reason)
   if band.min > band.max:
     raise RequestError(f'Band {where} has min {band.min:g} above max {band.max:g}.')
   return band

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from perceiver_lib.experiments.errors import RequestError
+
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'tensorflow-datasets', 'numpy', 'papermill')
 
 
@@ -21,9 +23,21 @@ class Stamp(dict):
 
 
 def environment_stamp(root: Path) -> Stamp:
-  """What a reader needs to judge a number: Python, packages, devices, compiler flags, commit. Initialises JAX."""
+  """What a reader needs to judge a number: Python, packages, devices, compiler flags, commit. Initialises JAX.
+
+  Raises:
+    RequestError: if JAX has no device of the platform that was asked for.
+  """
   import jax
 
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the bare assertion: a CUDA plug-in without a driver
+    asked = os.environ.get('JAX_PLATFORMS', '')
+    raise RequestError(
+      f'JAX finds no device with JAX_PLATFORMS={asked!r}: {str(error) or "its plug-in or driver is missing"}. '
+      'Install what this platform needs, or leave the variable out.'
+    ) from error
   commit, dirty = git_commit(root)
   return Stamp(
     python=platform.python_version(),

@@ -18,13 +18,18 @@ class RequestError(ValueError):
   """A request that cannot be carried out. Its text is the one sentence that the user reads."""
 
 
-def explain_os_error(error: OSError) -> str:
-  """One sentence for a file-system error: which path, what happened, what to do."""
+def explain_os_error(error: OSError, option: str = '') -> str:
+  """One sentence for a file-system error: which path, what happened, what to do.
+
+  Args:
+    option: of the command line, that names another folder; '' where there is none.
+  """
   path = error.filename if error.filename is not None else 'the output folder'
+  how = f' with {option}' if option else ''
   if error.errno in (errno.ENOSPC, errno.EDQUOT):
-    return f'The disk is full: writing {path} failed; free some space, or choose another folder with --run-dir.'
+    return f'The disk is full: writing {path} failed; free some space, or choose another folder{how}.'
   if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-    return f'No permission to write {path}; choose a folder of your own with --run-dir.'
+    return f'No permission to write {path}; choose a folder of your own{how}.'
   if error.errno == errno.ENOTDIR:
-    return f'{path} is not a folder; choose another one with --run-dir.'
+    return f'{path} is not a folder; choose another one{how}.'
   return f'{error.strerror or error} ({path}).'

@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from perceiver_lib.experiments.files import read_json, write_json
+from perceiver_lib.experiments.files import write_json
+from perceiver_lib.experiments.processes import describe_exit
+from perceiver_lib.files import read_json
 
 
 def main(folder: Path) -> None:
@@ -27,8 +29,16 @@ def main(folder: Path) -> None:
 
 def _execute(request: dict[str, Any], output: Path) -> dict[str, str]:
   import papermill
+  from jupyter_client.provisioning import local_provisioner
   from nbclient.exceptions import DeadKernelError
 
+  kernels, launch = [], local_provisioner.launch_kernel
+
+  def remembered(*arguments: Any, **settings: Any) -> Any:
+    kernels.append(launch(*arguments, **settings))
+    return kernels[-1]
+
+  local_provisioner.launch_kernel = remembered  # nothing else keeps the exit status of a kernel that died
   try:
     executed = papermill.execute_notebook(
       request['source'],
@@ -46,7 +56,7 @@ def _execute(request: dict[str, Any], output: Path) -> dict[str, str]:
       'message': f'cell In [{error.exec_count}] raised {error.ename}: {_first_line(error.evalue)}',
     }
   except DeadKernelError:
-    return {'status': 'kernel died', 'message': 'the kernel died; most often that means too little memory'}
+    return {'status': 'kernel died', 'message': f'the kernel {describe_exit(kernels[-1].returncode)}'}
   unfinished = [number for number, cell in enumerate(executed.cells) if _unfinished(cell)]
   if unfinished:
     message = (

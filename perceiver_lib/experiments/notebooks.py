@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from perceiver_lib.experiments.errors import RequestError
+from perceiver_lib.files import DamagedFile, misfit, plain_name, read_json
 
 REQUIRED_PARAMETERS: Mapping[str, type] = {'profile': str, 'seed': int, 'run_dir': str}
 _TYPES: Mapping[str, type] = {'str': str, 'int': int, 'float': float, 'bool': bool}
+_TAGGED = {'metadata': {'tags': [str]}}
+_SHAPE = {'cells': [{'cell_type': str, 'source': (str, [str])}]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,17 +38,18 @@ class Parameter:
       RequestError: if it can't be.
     """
     if isinstance(value, str) and self.type is not str:
-      try:
-        if self.type is not bool:
-          return self.type(value)
-        return {'true': True, 'false': False}[value.lower()]
-      except (ValueError, KeyError):
-        pass
+      with contextlib.suppress(ValueError, KeyError):
+        value = self.type(value) if self.type is not bool else {'true': True, 'false': False}[value.lower()]
     elif self.type is float and isinstance(value, int) and not isinstance(value, bool):
-      return float(value)
-    elif type(value) is self.type:
-      return value
-    raise RequestError(f'Parameter {self.name!r} must be {self.type.__name__}; got {value!r}.')
+      with contextlib.suppress(OverflowError):
+        value = float(value)
+    if type(value) is not self.type:
+      raise RequestError(f'Parameter {self.name!r} must be {self.type.__name__}; got {value!r}.')
+    if self.type is float and not math.isfinite(value):
+      raise RequestError(f'Parameter {self.name!r} must be a finite number; got {value}.')
+    if self.type is str:
+      check_writable(value)
+    return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,10 +95,13 @@ def load(path: Path) -> Notebook:
   Raises:
     RequestError: if it is not a notebook or its parameters cell is missing, doubled or not made of typed literals.
   """
+  if not plain_name(path.name):
+    raise RequestError(f'{str(path)!r} has a name that a run cannot record; rename it.')
   cells = _cells(path)
   titles = (re.search(r'^# (.+)$', cell['source'], re.M) for cell in cells if cell['cell_type'] == 'markdown')
   title = next((match.group(1).strip() for match in titles if match), path.stem)
-  tagged = [c for c in cells if c['cell_type'] == 'code' and 'parameters' in c.get('metadata', {}).get('tags', [])]
+  code = [cell for cell in cells if cell['cell_type'] == 'code']
+  tagged = [cell for cell in code if not misfit(cell, _TAGGED) and 'parameters' in cell['metadata']['tags']]
   if len(tagged) != 1:
     raise RequestError(f'{path.name} has {len(tagged)} code cells tagged "parameters"; it needs exactly one.')
   parameters = _parameters(tagged[0]['source'], path.name)
@@ -123,20 +132,31 @@ def notebook_hash(path: Path) -> str:
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def check_writable(text: str) -> str:
+  """Returns the text, or raises a RequestError where it cannot be written into a file of a run."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise RequestError(f'{text!r} is not UTF-8, so a run cannot record it; choose another name.') from None
+  return text
+
+
 def _cells(path: Path) -> list[dict[str, Any]]:
   try:
-    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
-    return [{**cell, 'source': ''.join(cell['source'])} for cell in cells]
-  except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-    raise RequestError(f'{path} is not a notebook: it is not JSON with a list of cells.') from None
+    content = read_json(path, _SHAPE)
+  except DamagedFile as error:
+    raise RequestError(f'{path} is not a notebook: it is not JSON with a list of cells ({error})') from None
+  if content is None:
+    raise RequestError(f'There is no notebook {path}.')
+  return [{**cell, 'source': ''.join(cell['source'])} for cell in content['cells']]
 
 
 def _parameters(source: str, where: str) -> dict[str, Parameter]:
   lines, parameters = source.splitlines(), {}
   try:
     statements = ast.parse(source).body
-  except SyntaxError as error:
-    raise RequestError(f'The parameters cell of {where} is not Python: {error.msg}, line {error.lineno}.') from None
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    raise RequestError(f'The parameters cell of {where} is not Python: {error}.') from None
   for node in statements:
     text = ast.unparse(node)
     if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
@@ -146,7 +166,7 @@ def _parameters(source: str, where: str) -> dict[str, Parameter]:
       raise RequestError(f'In {where}, "{text}": a parameter is one of {", ".join(_TYPES)}.')
     try:
       default = ast.literal_eval(node.value)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError, MemoryError):
       raise RequestError(f'In {where}, "{text}": the value must be a literal, derived values go below.') from None
     comment = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip('#').strip()
     parameter = Parameter(name=node.target.id, type=kind, default=default, help=comment)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from perceiver_lib.experiments.files import write_text
+
 # The stock template drops the alt text of pictures and loads require.js from the network.
 _TEMPLATE = """\
 {%- extends 'lab/index.html.j2' -%}
@@ -30,6 +32,7 @@ def write_pages(executed: Path, *, title: str) -> None:
 
   Raises:
     FileNotFoundError: if the notebook was never started.
+    Exception: of nbformat or nbconvert, if it is damaged.
   """
   import nbformat
   from nbconvert import HTMLExporter
@@ -40,4 +43,4 @@ def write_pages(executed: Path, *, title: str) -> None:
       raw_template=_TEMPLATE, exclude_input=hidden, exclude_input_prompt=hidden, exclude_output_prompt=hidden
     )
     page, _ = exporter.from_notebook_node(notebook, resources={'metadata': {'name': title}})
-    (executed.parent / name).write_text(page, encoding='utf-8')
+    write_text(executed.parent / name, page)

@@ -1,4 +1,7 @@
-"""Running a child with a time limit, such that afterwards it and everything it started is gone."""
+"""Running a child with a time limit, such that afterwards it and everything it started is gone.
+
+What a child starts inherits a mark in its environment, by which it is found even when its parents have ended.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 GRACE_SECONDS = 5.0
+_MARK = 'PERCEIVER_STARTED_FOR'
 
 
 def run_limited(
@@ -22,7 +26,7 @@ def run_limited(
   limit: float,
   tick: Callable[[float], None] = lambda seconds: None,
 ) -> int | None:
-  """Runs a command in a session of its own, output to a file; kills its whole family at the limit or on any exception.
+  """Runs a command in a session of its own, output to a file, and ends its family with it, at the limit, on an error.
 
   Args:
     command: program and arguments.
@@ -43,7 +47,7 @@ def run_limited(
       stdout=output,
       stderr=subprocess.STDOUT,
       cwd=cwd,
-      env=dict(environment),
+      env={**environment, _MARK: str(log.resolve())},
       start_new_session=True,
     )
   try:
@@ -53,13 +57,42 @@ def run_limited(
       tick(time.monotonic() - start)
     return None
   finally:
-    end_family(child)
+    if child.poll() is None:
+      _end_family(child)
+    end_started_for(log)
 
 
-def end_family(child: subprocess.Popen[bytes]) -> None:
+def describe_exit(status: int) -> str:
+  """What became of a process, by its exit status: 'ended with status 3', 'was ended by SIGSEGV'."""
+  if status >= 0:
+    return f'ended with status {status}'
+  try:
+    name = signal.Signals(-status).name
+  except ValueError:
+    name = f'signal {-status}'
+  return f'was ended by {name}' + (', most often for too little memory' if name == 'SIGKILL' else '')
+
+
+def end_started_for(log: Path) -> None:
+  """Kills what a call with this log left running, such as one whose own process was killed."""
+  import psutil
+
+  mark = str(log.resolve())
+  deadline = time.monotonic() + GRACE_SECONDS
+  while time.monotonic() < deadline:
+    marked = []
+    for process in psutil.process_iter():
+      with contextlib.suppress(psutil.Error, OSError):
+        if process.pid != os.getpid() and process.environ().get(_MARK) == mark:
+          process.kill()
+          marked.append(process)
+    if not marked:
+      return
+    psutil.wait_procs(marked, timeout=GRACE_SECONDS)
+
+
+def _end_family(child: subprocess.Popen[bytes]) -> None:
   """Asks a child to end, then kills it, its session and its descendants (a Jupyter kernel has a session of its own)."""
-  if child.poll() is not None:
-    return
   import psutil
 
   with contextlib.suppress(psutil.NoSuchProcess):

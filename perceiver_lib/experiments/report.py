@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json, read_records, write_text
+from perceiver_lib.experiments.files import METRIC, RUN, open_run, read_notebook, read_records, write_text
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.wording import describe_number, describe_paper
+from perceiver_lib.files import DamagedFile, read_json
 from perceiver_lib.training.progress import format_duration
 
 THUMBNAIL_WIDTH = 880
@@ -22,7 +26,7 @@ def write_report(folder: Path) -> Path:
   """Writes `index.html` into the folder of a run from what lies there; also while the run goes on, or after it broke.
 
   Raises:
-    RequestError: if the folder is not one of a run.
+    RequestError, DamagedFile: as `files.open_run`. What else is damaged is named on the page.
   """
   import jinja2
 
@@ -42,11 +46,9 @@ def collect(folder: Path) -> dict[str, Any]:
   """What the page shows, as plain values: the run, and each notebook with its metrics and figures.
 
   Raises:
-    RequestError: if the folder is not one of a run.
+    RequestError, DamagedFile: as `files.open_run`.
   """
-  run = read_json(folder / 'run.json')
-  if run is None:
-    raise RequestError(f'{folder} is not the folder of a run: it holds no run.json.')
+  run = open_run(folder)
   notebooks = [_notebook(folder / name, name, title) for name, title in run['notebooks'].items()]
   complete = sum(notebook['status'] == 'complete' for notebook in notebooks)
   open_ones = sum(notebook['status'] == 'not run' for notebook in notebooks)
@@ -83,23 +85,30 @@ def learned(folder: Path) -> str:
 
 
 def latest_run(runs: Path) -> Path:
-  """The newest run in a folder of runs.
+  """The newest run in a folder of runs; one that is damaged is passed over and named on stderr.
 
   Raises:
     RequestError: if there is none.
   """
-  found = [path.parent for path in runs.glob('*/run.json')]
+  found = {}
+  for path in sorted(runs.glob('*/run.json')):
+    try:
+      found[path.parent] = read_json(path, RUN)['created']
+    except DamagedFile as error:
+      print(f'Passed over: {error}', file=sys.stderr)
   if not found:
     raise RequestError(f'No run in {runs}; make one with: python -m perceiver_lib reproduce')
-  return max(found, key=lambda folder: read_json(folder / 'run.json')['created'])
+  return max(found, key=found.get)
 
 
 def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
-  result = read_json(place / 'result.json') or {'status': 'not run', 'seconds': 0.0, 'message': ''}
-  manifest = read_json(place / 'manifest.json') or {}
+  result, manifest, problems = read_notebook(place)
+  result, manifest = result or {'status': 'not run', 'seconds': 0.0, 'message': ''}, manifest or {}
+  if problems:
+    result |= {'status': 'damaged', 'message': ' '.join([result['message'], *problems]).strip()}
   environment = manifest.get('environment', {})
   # A kernel that died wrote no manifest, but every metric it had logged is on the disk.
-  records = manifest.get('metrics') or {record['metric']: record for record in read_records(place / 'metrics.jsonl')}
+  records = manifest.get('metrics') or {r['metric']: r for r in read_records(place / 'metrics.jsonl', METRIC)}
   return {
     'name': name,
     'title': title,
@@ -111,7 +120,7 @@ def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
     'metrics': [_metric({'band': None, 'in_band': None, **record}) for record in records.values()],
     'figures': [_figure(place, figure) for figure in manifest.get('figures', [])],
     'pages': [
-      (label, f'{name}/{file}')
+      (label, quote(f'{name}/{file}'))
       for label, file in (('Read it', 'reader.html'), ('With code', 'full.html'), ('Log', 'log.txt'))
       if (place / file).is_file()
     ],
@@ -167,14 +176,18 @@ def _gauge(record: Mapping[str, Any]) -> dict[str, float] | None:
 def _figure(place: Path, figure: Mapping[str, Any]) -> dict[str, Any]:
   from PIL import Image
 
-  path = place / 'figures' / figure['files'][0]
-  link = f'{place.name}/figures/{path.name}'
-  if not path.is_file():
-    return {'alt': figure['alt'], 'link': link, 'source': '', 'wide': False}
+  path = place / 'figures' / next(iter(figure['files']), '')
+  link = quote(f'{place.name}/figures/{path.name}')
   thumbnail = io.BytesIO()
-  with Image.open(path) as image:
-    picture = image.convert('RGB')
-    picture.thumbnail((THUMBNAIL_WIDTH, 4 * THUMBNAIL_WIDTH))
-    picture.quantize(128).save(thumbnail, format='PNG', optimize=True)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      with Image.open(path) as image:
+        picture = image.convert('RGB')
+        picture.thumbnail((THUMBNAIL_WIDTH, 4 * THUMBNAIL_WIDTH))
+        picture.quantize(128).save(thumbnail, format='PNG', optimize=True)
+  except Exception as error:  # a damaged picture can surface as any error of Pillow
+    alt = f'{path.name} cannot be shown ({type(error).__name__}). {figure["alt"]}'
+    return {'alt': alt, 'link': link, 'source': '', 'wide': False}
   source = 'data:image/png;base64,' + base64.b64encode(thumbnail.getvalue()).decode()
   return {'alt': figure['alt'], 'link': link, 'source': source, 'wide': picture.width > 2 * picture.height}

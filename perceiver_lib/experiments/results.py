@@ -6,15 +6,28 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json, write_json, write_text
+from perceiver_lib.experiments.files import JUDGED_METRIC, open_run, read_notebook, write_json, write_text
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.report import describe_band
-from perceiver_lib.experiments.tables import markdown
+from perceiver_lib.experiments.tables import literal, markdown
 from perceiver_lib.experiments.wording import describe_number, describe_paper
+from perceiver_lib.files import plain_name, read_json, read_text, replacing
 
 RECORDED = ('metric', 'value', 'unit', 'baseline', 'baseline_value', 'baselines', 'paper', 'band')
+_RECORDS = [
+  {
+    'notebook': plain_name,
+    'profile': PROFILES.__contains__,
+    'seed': int,
+    'device': str,
+    'date': str,
+    'commit': str,
+    **{name: JUDGED_METRIC[name] for name in RECORDED},
+  }
+]
 TABLE_START, TABLE_END = '<!-- results: start -->', '<!-- results: end -->'
 
 
@@ -32,39 +45,40 @@ def publish(run: Path, root: Path) -> list[str]:
     The names of the figure files that were written.
 
   Raises:
-    RequestError: if the run is not complete, is a smoke run or has changed parameters; or if README has no place for
-      the table. Nothing has been written then.
+    RequestError, DamagedFile: if the run is not complete, damaged, a smoke run or has changed parameters; or if README
+      has no place for the table, or results.json is damaged. Nothing has been written then.
   """
-  record = read_json(run / 'run.json')
-  if record is None:
-    raise RequestError(f'{run} is not the folder of a run: it holds no run.json.')
+  record = open_run(run)
   if record['profile'] == 'smoke':
     raise RequestError(f'{run} is a smoke run; its numbers are not results. Publish a demo, full or paper run.')
   if set(record['overrides']) - {'seed'}:
     raise RequestError(f'{run} ran with changed parameters {record["overrides"]}; publish a run without --set.')
   manifests = {}
   for name in record['notebooks']:
-    result, manifest = read_json(run / name / 'result.json'), read_json(run / name / 'manifest.json')
+    result, manifest, problems = read_notebook(run / name)
+    if problems:
+      raise RequestError(f'{run} is not an accepted run: {problems[0]} Run {name} again with --resume.')
     if not result or not manifest or result['status'] != 'complete':
       raise RequestError(f'{run} is not an accepted run: {name} is not complete. Complete it with --resume.')
     manifests[name] = manifest
   readme = root / 'README.md'
-  text = readme.read_text(encoding='utf-8')
+  text = read_text(readme) or ''
   if text.count(TABLE_START) != 1 or text.count(TABLE_END) != 1 or text.index(TABLE_START) > text.index(TABLE_END):
     raise RequestError(f'{readme} needs one line "{TABLE_START}" and below it one line "{TABLE_END}".')
-
   target = root / 'figures'
-  target.mkdir(exist_ok=True)
+  earlier = read_json(target / 'results.json', _RECORDS) or []
+
   written = []
   for name, manifest in manifests.items():
     for figure in manifest['figures']:
       for file in figure['files']:
         published = figure_name(name, manifest['profile'], file)
-        shutil.copyfile(run / name / 'figures' / file, target / published)
+        with replacing(target / published) as aside:
+          shutil.copyfile(run / name / 'figures' / file, aside)
         written.append(published)
   fresh = [row for manifest in manifests.values() for row in result_records(manifest)]
   replaced = {(manifest['notebook'], manifest['profile']) for manifest in manifests.values()}
-  kept = [row for row in read_json(target / 'results.json') or [] if (row['notebook'], row['profile']) not in replaced]
+  kept = [row for row in earlier if (row['notebook'], row['profile']) not in replaced]
   order = list(PROFILES)
   rows = sorted(kept + fresh, key=lambda row: (row['notebook'], order.index(row['profile'])))
   write_json(target / 'results.json', rows)
@@ -103,15 +117,15 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
   for row in rows:
     baseline = '–'
     if row['baseline'] is not None:
-      baseline = f'{describe_number(row["baseline_value"], row["unit"])} ({row["baseline"]})'
+      baseline = literal(f'{describe_number(row["baseline_value"], row["unit"])} ({row["baseline"]})')
     cells = [
-      f'[{row["notebook"].split("_")[0]}](notebooks/{row["notebook"]}.ipynb)',
-      row['metric'].replace('_', ' '),
-      f'**{describe_number(row["value"], row["unit"])}**',
+      f'[{literal(row["notebook"].split("_")[0])}](notebooks/{quote(row["notebook"])}.ipynb)',
+      literal(row['metric'].replace('_', ' ')),
+      f'**{literal(describe_number(row["value"], row["unit"]))}**',
       baseline,
-      describe_paper(row) or '–',
+      literal(describe_paper(row)) or '–',
       describe_band(row['band']) or '–',
-      f'{row["profile"]}, {row["device"]}',
+      literal(f'{row["profile"]}, {row["device"]}'),
     ]
     lines.append(cells)
   return markdown(columns, lines)

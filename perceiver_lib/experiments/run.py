@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import math
 import sys
 import time
@@ -30,11 +29,12 @@ from perceiver_lib.experiments.bands import Declaration, load_declarations
 from perceiver_lib.experiments.environment import Stamp, environment_stamp
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import save_figure_files, show_in_notebook
-from perceiver_lib.experiments.files import append_record, project_root, read_json, set_aside, write_json
+from perceiver_lib.experiments.files import REQUEST, append_record, file_hash, project_root, set_aside, write_json
 from perceiver_lib.experiments.notebooks import notebook_hash
 from perceiver_lib.experiments.profiles import PROFILES, check_profile
 from perceiver_lib.experiments.tables import Table
 from perceiver_lib.experiments.wording import describe_metric, describe_number, describe_paper
+from perceiver_lib.files import read_json
 from perceiver_lib.training.checkpoints import Checkpointing, fingerprint
 from perceiver_lib.training.host import enable_compilation_cache
 from perceiver_lib.training.progress import in_notebook
@@ -57,11 +57,11 @@ def start_run(notebook: str, *, profile: str, seed: int, run_dir: str = '') -> R
     run_dir: the notebook's own folder, given by the runner. Empty: `runs/interactive-<time>` under the project.
 
   Raises:
-    RequestError: for an unknown profile, a malformed declaration, or a kernel of another environment.
+    RequestError, DamagedFile: for an unknown profile, a malformed declaration, or a kernel of another environment.
   """
   check_profile(profile)
-  directory = Path(run_dir).resolve() if run_dir else _interactive_directory()
-  request = read_json(directory / 'request.json') or {}
+  directory = Path(run_dir).expanduser().resolve() if run_dir else _interactive_directory()
+  request = read_json(directory / 'request.json', REQUEST) or {}
   if request and request['executable'] != sys.executable:
     raise RequestError(
       f'This kernel runs {sys.executable}, the runner runs {request["executable"]}: '
@@ -267,8 +267,8 @@ class Run:
     }
     folder = self.directory / 'figures'
     files = save_figure_files(figure, folder, slug, alt=alt, stamp=stamp)
-    sha256 = hashlib.sha256((folder / files[0]).read_bytes()).hexdigest()
-    self._figures[slug] = {'slug': slug, 'alt': alt, 'files': files, 'sha256': sha256}
+    hashes = {name: file_hash(folder / name) for name in files}
+    self._figures[slug] = {'slug': slug, 'alt': alt, 'files': hashes}
     show_in_notebook(figure, folder / files[0], alt)
 
   def finish(self) -> None:
@@ -294,7 +294,7 @@ class Run:
       elif not all((self.directory / 'figures' / file).is_file() for file in self._figures[slug]['files']):
         problems.append(f'figure {slug!r} was saved but its file is gone')
     manifest = {
-      'schema': 1,
+      'schema': 2,
       'status': 'failed' if problems else 'complete',
       'problems': problems,
       'notebook': self.notebook,

@@ -14,13 +14,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
+import math
+import re
 import secrets
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,25 @@ from perceiver_lib.experiments.bands import FILE_NAME as BANDS_FILE
 from perceiver_lib.experiments.bands import load_declarations
 from perceiver_lib.experiments.environment import git_commit, kernel_environment
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json, set_aside, write_json
-from perceiver_lib.experiments.notebooks import Notebook, discover, select
-from perceiver_lib.experiments.processes import run_limited
+from perceiver_lib.experiments.files import (
+  MANIFEST,
+  OUTCOME,
+  damaged_figure,
+  file_hash,
+  open_run,
+  read_notebook,
+  set_aside,
+  write_json,
+)
+from perceiver_lib.experiments.notebooks import Notebook, check_writable, discover, select
+from perceiver_lib.experiments.processes import describe_exit, end_started_for, run_limited
 from perceiver_lib.experiments.profiles import TIME_LIMIT_SECONDS, check_profile
 from perceiver_lib.experiments.run import OWN_FILES
+from perceiver_lib.files import DamagedFile, locked, read_json
 from perceiver_lib.training.progress import format_duration
 
 SMALLEST_FREE_BYTES = 100 * 2**20
+_CHATTER = re.compile(r'(Executing|Ending) Cell \d+-+|Kernel died while')
 _RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html', 'full.html')
 _EXIT_CODES = {
   'complete': errors.EXIT_OK,
@@ -54,6 +67,7 @@ class Result:
   status: str
   seconds: float
   message: str = ''
+  manifest_sha256: str = ''
 
 
 def exit_code(results: Sequence[Result]) -> int:
@@ -89,9 +103,13 @@ def reproduce(
     The run's folder and how each notebook ended.
 
   Raises:
-    RequestError: before anything starts, if the request cannot be carried out.
+    RequestError, DamagedFile: before anything starts, if the request cannot be carried out.
     OSError: if the run's folder cannot be written.
+    KeyboardInterrupt: with the command that goes on, after the report page of what is there.
   """
+  if time_limit is not None and not 0 < time_limit < math.inf:
+    raise RequestError(f'The time limit must be a number of seconds above 0; got {time_limit}.')
+  run_dir, resume = (path and path.expanduser() for path in (run_dir, resume))
   if resume is not None:
     if run_dir is not None:
       raise RequestError('--resume already names the folder of the run; leave --run-dir out.')
@@ -103,23 +121,37 @@ def reproduce(
   selected = select(discover(notebooks_folder), only)
   parameters = {n.name: n.resolve({'profile': profile, **overrides}) for n in selected}
   load_declarations(notebooks_folder / BANDS_FILE)
+  for path in (notebooks_folder, resume or run_dir or notebooks_folder):
+    check_writable(str(path.resolve()))
   folder = resume or _new_folder(run_dir, notebooks_folder.parent, profile)
   folder = folder.resolve()
-  with _locked(folder):
+  busy = RequestError(f'Another runner is working in {folder}; wait for it, or start a run of its own.')
+  with locked(folder / '.lock', busy):
     if shutil.disk_usage(folder).free < SMALLEST_FREE_BYTES:
-      raise RequestError(
-        f'Less than {SMALLEST_FREE_BYTES // 2**20} MB are free at {folder}; free some or use --run-dir.'
-      )
+      raise RequestError(f'Less than {SMALLEST_FREE_BYTES // 2**20} MB are free at {folder}; free some.')
     if resume is None:
       _write_run_record(folder, profile, only, overrides, selected)
     say(f'Run folder: {folder}')
     results = []
-    for number, notebook in enumerate(selected, 1):
-      say(f'[{number}/{len(selected)}] {notebook.name}  ({profile})')
-      request = _request(notebook, parameters[notebook.name], overrides, folder)
-      results.append(_run_notebook(notebook, request, folder, time_limit or TIME_LIMIT_SECONDS[profile], say))
-      report.write_report(folder)
+    try:
+      for number, notebook in enumerate(selected, 1):
+        say(f'[{number}/{len(selected)}] {notebook.name}  ({profile})')
+        request = _request(notebook, parameters[notebook.name], overrides, folder)
+        results.append(_run_notebook(notebook, request, folder, time_limit or TIME_LIMIT_SECONDS[profile], say))
+        _write_report(folder, say)
+    except KeyboardInterrupt:
+      _write_report(folder, say)
+      command = f'python -m perceiver_lib reproduce --resume {shlex.quote(str(folder))}'
+      raise KeyboardInterrupt(f'Interrupted; continue with: {command}') from None
   return folder, results
+
+
+def _write_report(folder: Path, say: Callable[[str], None]) -> None:
+  """A notebook that damaged its run's folder does not keep the next ones from running."""
+  try:
+    report.write_report(folder)
+  except (RequestError, DamagedFile) as error:
+    say(f'      no report: {error}')
 
 
 def _run_notebook(
@@ -128,8 +160,9 @@ def _run_notebook(
   place = folder / notebook.name
   if (kept := _kept_result(place, request)) is not None:
     say('      kept: complete with the same sources and parameters')
-    return kept
+    return kept if (place / 'full.html').is_file() else _with_pages(kept, place, notebook.title)
   place.mkdir(parents=True, exist_ok=True)
+  end_started_for(place / 'log.txt')  # a kernel outlives a killed runner by seconds
   set_aside(place, _RUNNER_FILES + OWN_FILES)
   write_json(place / 'request.json', request)
   start = time.monotonic()
@@ -143,50 +176,69 @@ def _run_notebook(
   )
   seconds = round(time.monotonic() - start, 1)
   result = _judge(place, notebook.name, status, seconds, limit)
-  with contextlib.suppress(FileNotFoundError):
-    pages.write_pages(place / 'executed.ipynb', title=notebook.title)
   write_json(place / 'result.json', dataclasses.asdict(result))
+  result = _with_pages(result, place, notebook.title)
   say(f'      {result.status} in {format_duration(seconds)}' + (f': {result.message}' if result.message else ''))
   return result
 
 
+def _with_pages(result: Result, place: Path, title: str) -> Result:
+  """The result after the pages for readers were written; a notebook that cannot be shown is not complete."""
+  try:
+    pages.write_pages(place / 'executed.ipynb', title=title)
+  except FileNotFoundError:  # it never started
+    pass
+  except OSError:
+    raise
+  except Exception as error:  # a damaged notebook can surface as any error of nbformat and nbconvert
+    if result.status == 'complete':
+      message = f'executed.ipynb is damaged and cannot be shown ({type(error).__name__})'
+      result = dataclasses.replace(result, status='failed', message=message)
+      write_json(place / 'result.json', dataclasses.asdict(result))
+  return result
+
+
 def _judge(place: Path, name: str, exit_status: int | None, seconds: float, limit: float) -> Result:
-  outcome, manifest = read_json(place / 'outcome.json'), read_json(place / 'manifest.json')
+  sha256 = ''
 
   def result(status: str, message: str = '') -> Result:
-    return Result(notebook=name, status=status, seconds=seconds, message=message)
+    return Result(notebook=name, status=status, seconds=seconds, message=message, manifest_sha256=sha256)
 
+  def last_words() -> str:
+    line = _last_line(place / 'log.txt')
+    return f': {line}; see log.txt' if line else '; see log.txt'
+
+  try:
+    if (manifest := read_json(place / 'manifest.json', MANIFEST)) is not None:
+      sha256 = file_hash(place / 'manifest.json')
+    outcome = read_json(place / 'outcome.json', OUTCOME)
+  except DamagedFile as error:
+    return result('failed', str(error))
   if exit_status is None:
     return result('time limit', f'stopped at the limit of {format_duration(limit)}; see log.txt, or raise --time-limit')
   if outcome is None:
-    return result('failed', f'the process ended with status {exit_status}: {_last_line(place / "log.txt")}')
+    return result('failed', f'the process {describe_exit(exit_status)}{last_words()}')
+  if outcome['status'] == 'kernel died':
+    return result('kernel died', outcome['message'] + last_words())
   if outcome['status'] != 'complete':
-    problems = (manifest or {}).get('problems')
-    return result(outcome['status'], '; '.join(problems) if problems else outcome['message'])
+    problems = manifest['problems'] if manifest else []
+    return result('failed', '; '.join(problems) if problems else outcome['message'])
   if manifest is None or manifest['status'] != 'complete':
     return result('failed', 'every cell ran, but no run.finish() wrote a complete manifest; is it the last cell?')
-  if (missing := _missing_figures(place, manifest)) is not None:
+  if (missing := damaged_figure(place, manifest)) is not None:
     return result('failed', f'the manifest names {missing}, which is not there')
   return result('complete')
 
 
-def _missing_figures(place: Path, manifest: Mapping[str, Any]) -> str | None:
-  """The first figure of a manifest that is absent or is not the picture that was saved."""
-  for figure in manifest['figures']:
-    path = place / 'figures' / figure['files'][0]
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != figure['sha256']:
-      return f'figures/{path.name}'
-  return None
-
-
 def _kept_result(place: Path, request: Mapping[str, Any]) -> Result | None:
   """The result of an earlier attempt in this folder if it is complete and was asked for in the same words."""
-  earlier, manifest = read_json(place / 'result.json'), read_json(place / 'manifest.json')
-  if not earlier or not manifest or earlier['status'] != 'complete' or manifest['status'] != 'complete':
+  earlier, manifest, problems = read_notebook(place)
+  if problems or not earlier or not manifest or {earlier['status'], manifest['status']} != {'complete'}:
     return None
-  if read_json(place / 'request.json') != request or _missing_figures(place, manifest) is not None:
-    return None
-  return Result(**{field.name: earlier[field.name] for field in dataclasses.fields(Result)})
+  with contextlib.suppress(DamagedFile):
+    if read_json(place / 'request.json') == request:
+      return Result(**{field.name: earlier[field.name] for field in dataclasses.fields(Result)})
+  return None
 
 
 def _request(
@@ -215,9 +267,7 @@ def library_hash() -> str:
 def _recorded_request(
   folder: Path, profile: str | None, only: Sequence[str], overrides: Mapping[str, Any] | None
 ) -> tuple[str, Sequence[str], Mapping[str, Any]]:
-  record = read_json(folder / 'run.json')
-  if record is None:
-    raise RequestError(f'{folder} is not the folder of a run (it holds no run.json), so it cannot be resumed.')
+  record = open_run(folder)
   if profile is not None and profile != record['profile']:
     raise RequestError(f'{folder} is a {record["profile"]} run; it cannot be resumed as {profile}.')
   if overrides and dict(overrides) != record['overrides']:
@@ -254,17 +304,6 @@ def _write_run_record(
   write_json(folder / 'run.json', record)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-  """Holds the run's folder for this process; the lock goes with the process, however that ends."""
-  with (folder / '.lock').open('w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise RequestError(f'Another runner is working in {folder}; wait for it, or start a run of its own.') from None
-    yield
-
-
 def _progress(log: Path, say: Callable[[str], None]) -> Callable[[float], None]:
   """Says every 30 seconds how long a notebook has been running and the last line it printed."""
   last = 0.0
@@ -283,4 +322,4 @@ def _last_line(log: Path) -> str:
     lines = log.read_text(encoding='utf-8', errors='replace')[-4000:].splitlines()
   except FileNotFoundError:
     return ''
-  return next((line.strip() for line in reversed(lines) if line.strip()), '')
+  return next((line.strip() for line in reversed(lines) if line.strip() and not _CHATTER.match(line)), '')

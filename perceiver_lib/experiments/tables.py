@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A bar inside a cell is escaped."""
+  """Cells are Markdown; a bar or a line break in one does not end it, and what is not Markdown has passed `literal`."""
   lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(str(cell).replace('|', '\\|') for cell in line) + ' |' for line in lines)
+  return '\n'.join('| ' + ' | '.join(map(_cell, line)) + ' |' for line in lines)
+
+
+def literal(text: str) -> str:
+  """A text as Markdown that shows it as it is."""
+  return re.sub(r'([\\`*\[\]])', r'\\\1', text).replace('&', '&amp;').replace('<', '&lt;')
+
+
+def _cell(content: Any) -> str:
+  return re.sub(r'(?<!\\)((?:\\\\)*)\|', r'\1\\|', ' '.join(str(content).splitlines()))
 
 
 class Table:

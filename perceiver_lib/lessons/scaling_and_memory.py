@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, UInt8
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.files import project_root, read_json
+from perceiver_lib.experiments.files import project_root
 from perceiver_lib.experiments.measuring import Call, compiled, exponent, in_turn, temporary_megabytes
 from perceiver_lib.experiments.tables import Table
 from perceiver_lib.experiments.wording import describe_spread
 from perceiver_lib.experiments.workers import Worker, answers_in_turn
+from perceiver_lib.files import read_json
 from perceiver_lib.flops import count_flops
 from perceiver_lib.generation.stream import GREEDY, generate
 from perceiver_lib.lessons import unified_io_ar

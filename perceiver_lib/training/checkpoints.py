@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import errno
+import gc
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from perceiver_lib.files import replacing
+from perceiver_lib.files import DamagedFile, locked, read_json, replacing
 
 MANIFEST = 'manifest.json'
+_SHAPE = {'step': int, 'fingerprint': str, 'structure': [str], 'files': {str: str}, 'record': str, 'sha256': str}
+_LOCKS: contextvars.ContextVar[contextlib.ExitStack] = contextvars.ContextVar('locks')
 
 
 class CheckpointError(RuntimeError):
@@ -81,7 +89,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-  """Checkpoints of one run: `directory/<fingerprint>/step_00000100/`, holding orbax arrays and a manifest.
+  """Checkpoints of one run: `directory/<fingerprint>/step_00000100/`, holding orbax arrays and a sealed manifest.
 
   Every fingerprint has a folder of its own, so a run with other settings neither reads nor overwrites these. The
   newest `keep` checkpoints stay; what this run did not write (other settings, broken ones) is never deleted.
@@ -99,9 +107,26 @@ class CheckpointStore:
         f'Checkpoints cannot be written to {self.root}: {error.strerror}. Name another folder.'
       ) from None
 
+  def lock(self) -> None:
+    """Keeps other processes out of this run's folder until the surrounding `releasing_locks` ends.
+
+    Raises:
+      CheckpointError: if another training is at work there.
+    """
+    busy = CheckpointError(
+      f'Another training with these settings is writing checkpoints to {self.folder}; wait for it, or name another '
+      'folder.'
+    )
+    if jax.process_index():  # of the processes of one training, the first writes
+      return
+    with self._told('locked'):
+      _LOCKS.get().enter_context(locked(self.root / f'.lock_{self.folder.name}', busy))
+
   def paths(self) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path.parent for path in self.folder.glob(f'step_*/{MANIFEST}'))
+    return sorted(
+      path for path in self.folder.iterdir() if path.name.startswith('step_') and (path / MANIFEST).exists()
+    )
 
   def others(self) -> list[str]:
     """Names of the folders that hold checkpoints of other settings."""
@@ -123,13 +148,13 @@ class CheckpointStore:
     """
     from orbax.checkpoint import v1 as ocp
 
-    path = self.folder / f'step_{step:08d}'
+    path = self.folder / _name(step)
     writing = self.folder / f'.writing_{path.name}'
     leader = jax.process_index() == 0
-    try:
+    with self._told(f'written at step {step}', clean=self._sweep):
       if leader:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        self._sweep()
+        writing.mkdir()
       _barrier('checkpoint folder')
       with _quiet():
         ocp.save(writing / 'state', state)
@@ -139,25 +164,17 @@ class CheckpointStore:
           'fingerprint': self.fingerprint,
           'structure': structure(state),
           'files': _checksums(writing),
-          'record': record,
+          'record': json.dumps(record),  # as text, for numbers in it may be NaN
         }
         with replacing(writing / MANIFEST) as aside:
-          aside.write_text(json.dumps(manifest))
+          aside.write_text(json.dumps(manifest | {'sha256': _seal(manifest)}))
         if path.exists():
           _rename(path, f'unusable_{path.name}')
         os.rename(writing, path)
         for old in self.paths()[: -self.keep]:
-          shutil.rmtree(old)
+          # A checkpoint that is half deleted is none: it loses its name first, and the next save sweeps up.
+          shutil.rmtree(old.rename(self.folder / f'.deleting_{old.name}'), ignore_errors=True)
       _barrier('checkpoint')
-    except (OSError, ValueError, RuntimeError) as error:
-      shutil.rmtree(writing, ignore_errors=True)
-      free = shutil.disk_usage(self.root).free
-      last = self.paths()
-      raise CheckpointError(
-        f'The checkpoint of step {step} could not be written to {self.folder} ({free / 1e6:,.0f} MB free): '
-        f'{_first_line(error)} The last good one is {last[-1].name if last else "none"}; make room or name another '
-        'folder, then run again to resume.'
-      ) from error
     return path
 
   def restore(self, abstract_state: Any) -> tuple[Checkpoint | None, list[str]]:
@@ -165,43 +182,100 @@ class CheckpointStore:
 
     Args:
       abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, which may differ from those it was saved with.
+
+    Raises:
+      CheckpointError: if the disk fails, which says nothing about the checkpoints: they stay as they are.
     """
     from orbax.checkpoint import v1 as ocp
 
     notes = []
-    for path in reversed(self.paths()):
-      try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest['fingerprint'] != self.fingerprint:
-          raise ValueError('it was written with other settings.')
-        saved, expected = set(manifest['structure']), set(structure(abstract_state))
-        if saved != expected:
-          raise ValueError(f'its arrays are others, such as {min(saved ^ expected)}.')
-        damaged = [name for name, digest in _checksums(path).items() if manifest['files'].pop(name, None) != digest]
-        if damaged or manifest['files']:
-          raise ValueError(f'files are damaged or missing: {", ".join([*damaged, *manifest["files"]][:3])}.')
-        with _quiet():
+    with self._told('read'):
+      for path in reversed(self.paths()):
+        try:
+          manifest = self._verified(path, structure(abstract_state))
+        except DamagedFile as error:
+          kept = _rename(path, f'unusable_{path.name}')
+          notes.append(
+            f'Checkpoint {path.name} cannot be used: {error} It is kept as {kept.name}; training goes on from the one '
+            'before, or from scratch.'
+          )
+          continue
+        with _quiet():  # every byte is as it was written: what fails now is not the checkpoint
           state = ocp.load(path / 'state', abstract_state)
-        return Checkpoint(step=manifest['step'], state=state, record=manifest['record']), notes
-      except Exception as error:  # a damaged file can surface as any error of json, orbax or tensorstore
-        kept = _rename(path, f'unusable_{path.name}')
+        return Checkpoint(step=manifest['step'], state=state, record=json.loads(manifest['record'])), notes
+      if not notes and (others := self.others()):
         notes.append(
-          f'Checkpoint {path.name} cannot be used: {_first_line(error)} It is kept as {kept.name}; training goes on '
-          'from the one before, or from scratch.'
+          f'No checkpoint of these settings in {self.root}, so training starts from scratch; those of '
+          f'{len(others)} other setting(s) are kept: {", ".join(others[:3])}.'
         )
-    if not notes and (others := self.others()):
-      notes.append(
-        f'No checkpoint of these settings in {self.root}, so training starts from scratch; those of '
-        f'{len(others)} other setting(s) are kept: {", ".join(others[:3])}.'
-      )
     return None, notes
+
+  def _verified(self, path: Path, expected: list[str]) -> dict[str, Any]:
+    """The manifest of a checkpoint that is whole and fits. Raises DamagedFile otherwise, OSError if the disk fails."""
+    manifest = read_json(path / MANIFEST, _SHAPE)
+    if manifest is None or manifest.pop('sha256') != _seal(manifest) or _name(manifest['step']) != path.name:
+      raise DamagedFile(f'{MANIFEST} is not what was written.')
+    if manifest['fingerprint'] != self.fingerprint:
+      raise DamagedFile('it was written with other settings.')
+    if differing := set(manifest['structure']) ^ set(expected):
+      raise DamagedFile(f'its arrays are others, such as {min(differing)}.')
+    if damaged := sorted(dict(set(manifest['files'].items()) ^ set(_checksums(path).items()))):
+      raise DamagedFile(f'files are damaged or missing: {", ".join(damaged[:3])}.')
+    return manifest
+
+  def _sweep(self) -> None:
+    """Removes what was left half written or half deleted."""
+    for leftover in self.folder.glob('.*ing_step_*'):
+      shutil.rmtree(leftover, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _told(self, done: str, clean: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Whatever the disk, orbax or tensorstore say becomes one CheckpointError, without their pages of traceback."""
+    try:
+      yield
+    except CheckpointError:
+      raise
+    except Exception as error:
+      reason, full = _reason(error)
+      advice = 'Make room or name another folder' if full else 'Mend that'
+      with contextlib.suppress(OSError):
+        clean()
+        last = self.paths()
+        reason += f' The last good one is {last[-1].name if last else "none"}.'
+      raise CheckpointError(
+        f'Checkpoints in {self.folder} could not be {done}: {reason} {advice}, then run again to resume.'
+      ) from None
+
+
+@contextlib.contextmanager
+def releasing_locks() -> Iterator[None]:
+  """Frees what `CheckpointStore.lock` locked within: also after an error, whose traceback would keep it locked."""
+  with contextlib.ExitStack() as locks:
+    token = _LOCKS.set(locks)
+    try:
+      yield
+    finally:
+      _LOCKS.reset(token)
+
+
+def _name(step: int) -> str:
+  return f'step_{step:08d}'
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+  """SHA-256 over every field of a manifest, and so over every file, whose own it holds."""
+  return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _checksums(folder: Path) -> dict[str, str]:
   """SHA-256 of every file but the manifest. Orbax itself does not notice every flipped byte."""
   digests = {}
-  for path in sorted(folder.rglob('*')):
-    if path.is_file() and path.name != MANIFEST:
+
+  def fail(error: OSError) -> None:
+    raise error
+
+  for place, _, names in os.walk(folder, onerror=fail):
+    for path in (Path(place, name) for name in names if name != MANIFEST):
       with open(path, 'rb') as file:
         digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, 'sha256').hexdigest()
   return digests
@@ -225,17 +299,29 @@ def _barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without the traceback that orbax logs beside the error it raises."""
-  disabled = logging.root.manager.disable
+  """Without what orbax logs, and its event loops say as they go, beside the error it raises."""
+  disabled, hook = logging.root.manager.disable, sys.unraisablehook
   logging.disable(logging.ERROR)
+  sys.unraisablehook = lambda _: None
   try:
-    yield
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', RuntimeWarning)
+      try:
+        yield
+      except Exception as error:
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise
   finally:
+    sys.unraisablehook = hook
     logging.disable(disabled)
 
 
-def _first_line(error: Exception) -> str:
-  if os.strerror(errno.ENOSPC) in str(error):
-    return f'{os.strerror(errno.ENOSPC)}.'
-  line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-  return line if line.endswith('.') else f'{line}.'
+def _reason(error: Exception) -> tuple[str, bool]:
+  """What went wrong, as the system says it wherever it hides in the text, and whether room was lacking."""
+  found = re.search(r"\[Errno (\d+)\]|os_error_code='(\d+)'", str(error))
+  code = int(found[1] or found[2]) if found else getattr(error, 'errno', None)
+  if code is not None:
+    return f'{os.strerror(code)}.', code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  return line if line.endswith('.') else f'{line}.', False

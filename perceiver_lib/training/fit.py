@@ -46,7 +46,7 @@ class FitResult:
     notes: sentences on what was not as usual, such as a checkpoint that could not be used.
     num_steps: updates in all.
     resumed_from: the step of the checkpoint that training went on from, 0 = from scratch.
-    compile_seconds: tracing and compiling the step, in this process.
+    compile_seconds: tracing and compiling the step, over all resumed parts.
     train_seconds: steps only, without compiling, evaluating and checkpoints; over all resumed parts.
     evaluate_seconds: in `evaluate`, over all resumed parts.
     examples_per_second: trained in this process; 0 if nothing was left to do.
@@ -75,6 +75,7 @@ class FitResult:
     return [record['step'] for record in records], [record[name] for record in records]
 
 
+@checkpoints.releasing_locks()
 def fit(
   model: nnx.Module,
   loss_fn: LossFn,
@@ -152,12 +153,12 @@ def fit(
   def current_model(state: Mapping[str, Any]) -> nnx.Module:
     return nnx.merge(graphdef, state['params'] if ema_decay is None else state['ema'], state['rest'])
 
-  compile_seconds = 0.0
   if past.step < num_steps:
     begin = time.perf_counter()
     step_fn = _compiled(make_train_step(loss_of, optimizer, ema_decay, log_every), leaves, structure, place(example))
-    compile_seconds = time.perf_counter() - begin
-    bar.say(f'Compiled the training step in {compile_seconds:.1f} s.')
+    seconds = time.perf_counter() - begin
+    spent['compile'] += seconds
+    bar.say(f'Compiled the training step in {seconds:.1f} s.')
 
   stream = batches(past.step)
   bar.restart_clock()
@@ -200,7 +201,7 @@ def fit(
     notes=tuple(past.notes),
     num_steps=num_steps,
     resumed_from=past.step,
-    compile_seconds=compile_seconds,
+    compile_seconds=spent['compile'],
     train_seconds=spent['train'],
     evaluate_seconds=spent['evaluate'],
     examples_per_second=(num_steps - past.step) * num_examples * jax.process_count() / seconds if seconds else 0.0,
@@ -230,7 +231,7 @@ class _Past(NamedTuple):
 
 def _resume(checkpoint: Checkpointing | None, state: Mapping[str, Any], *, num_steps: int, **settings: Any) -> _Past:
   """The newest usable checkpoint of this very training, or its beginning."""
-  spent = {'train': 0.0, 'evaluate': 0.0}
+  spent = {'compile': 0.0, 'train': 0.0, 'evaluate': 0.0}
   new = _Past(state, step=0, history=[], spent=spent, notes=[], store=None, save_every=0)
   if checkpoint is None:
     return new
@@ -238,6 +239,7 @@ def _resume(checkpoint: Checkpointing | None, state: Mapping[str, Any], *, num_s
     given=checkpoint.fingerprint, num_steps=num_steps, state=checkpoints.structure(state), **settings
   )
   store = checkpoints.CheckpointStore(checkpoint.directory, identity)
+  store.lock()
   new = new._replace(store=store, save_every=checkpoint.every or max(1, num_steps // 10))
   if not checkpoint.resume:
     note = store.set_aside()

@@ -13,6 +13,7 @@ import functools
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -72,4 +73,31 @@ def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path
   from jax.experimental.compilation_cache import compilation_cache
 
   compilation_cache.reset_cache()
+  _replace_damaged_entries()
   return directory
+
+
+@functools.cache
+def _replace_damaged_entries() -> None:
+  """JAX warns of an entry that it cannot read, compiles, and then never writes over it: the file has to go first.
+
+  What does that is no public part of JAX; where it has moved, damaged entries stay as they are.
+  """
+  try:
+    from jax._src import compilation_cache
+
+    read = compilation_cache.get_executable_and_time
+  except (ImportError, AttributeError):
+    return
+
+  @functools.wraps(read)
+  def read_or_remove(cache_key: str, *arguments: Any, **settings: Any) -> Any:
+    try:
+      return read(cache_key, *arguments, **settings)
+    except OSError:  # of the disk, which says nothing about the entry
+      raise
+    except Exception:
+      (Path(jax.config.jax_compilation_cache_dir) / f'{cache_key}-cache').unlink(missing_ok=True)
+      raise
+
+  compilation_cache.get_executable_and_time = read_or_remove

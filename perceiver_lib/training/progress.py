@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 import time
@@ -99,7 +100,7 @@ class Progress:
     from IPython.display import display
 
     bundle = {
-      'text/html': f'<progress value="{step}" max="{self.total}"></progress> <code>{line}</code>',
+      'text/html': f'<progress value="{step}" max="{self.total}"></progress> <code>{html.escape(line)}</code>',
       'text/plain': line,
     }
     if self._handle is None:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
+from perceiver_lib.files import replacing
 from perceiver_lib.training.checkpoints import CheckpointError
 
 
@@ -28,13 +29,10 @@ def save_weights(model: nnx.Module, path: str | os.PathLike, *, dtype: DTypeLike
   arrays = {name: np.asarray(leaf[...]) for name, leaf in _named(model).items()}
   if dtype is not None:
     arrays = {name: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for name, a in arrays.items()}
-  writing = path.with_name(f'.writing_{path.name}')
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing.write_bytes(save(arrays))
-    os.replace(writing, path)
+    with replacing(path) as aside:
+      aside.write_bytes(save(arrays))
   except OSError as error:
-    writing.unlink(missing_ok=True)
     raise CheckpointError(f'Weights could not be written to {path}: {error.strerror}. Name another place.') from error
   return path
 
@@ -47,7 +45,7 @@ def load_weights(model: nnx.Module, path: str | os.PathLike) -> nnx.Module:
 
   Raises:
     FileNotFoundError: if there is no such file.
-    CheckpointError: if it is damaged, or its names or shapes are not those of the model.
+    CheckpointError: if it cannot be read or is damaged, or its names or shapes are not those of the model.
   """
   path = Path(path).expanduser()
   try:
@@ -55,7 +53,9 @@ def load_weights(model: nnx.Module, path: str | os.PathLike) -> nnx.Module:
       arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
   except FileNotFoundError:
     raise FileNotFoundError(f'There is no weight file {path}; write one with save_weights.') from None
-  except (OSError, SafetensorError) as error:
+  except PermissionError as error:
+    raise CheckpointError(f'The weight file {path} cannot be read: {error.strerror}.') from None
+  except Exception as error:  # a damaged header can surface as any error of safetensors and NumPy
     raise CheckpointError(
       f'The weight file {path} is damaged or no safetensors file: {error}. Fetch it again.'
     ) from None

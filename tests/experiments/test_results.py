@@ -7,10 +7,12 @@ import json
 import pytest
 
 from perceiver_lib.experiments import report
+from perceiver_lib.experiments.compare import compare_runs
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json
+from perceiver_lib.experiments.files import file_hash
 from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
 from perceiver_lib.experiments.wording import describe_number
+from perceiver_lib.files import read_json
 
 
 def metric(
@@ -21,7 +23,17 @@ def metric(
           'paper': paper, 'band': band, 'in_band': in_band}  # fmt: skip
 
 
-def write_run(folder, notebooks=('01_images',), *, profile='demo', value=97.0, status='complete', overrides=None):
+def write_run(
+  folder,
+  notebooks=('01_images',),
+  *,
+  profile='demo',
+  value=97.0,
+  status='complete',
+  overrides=None,
+  picture=None,
+  vector='',
+):
   """A run of complete notebooks, each with one banded and one bare metric, and one figure."""
   from PIL import Image
 
@@ -35,20 +47,29 @@ def write_run(folder, notebooks=('01_images',), *, profile='demo', value=97.0, s
     'commit': 'abc',
     'uncommitted_changes': True,
   }
+  folder.mkdir(parents=True)
   for name in notebooks:
     place = folder / name
     (place / 'figures').mkdir(parents=True)
     Image.effect_noise((30, 20), 99).save(place / 'figures' / 'curve.png')
+    if picture is not None:
+      (place / 'figures' / 'curve.png').write_bytes(picture)
+    if vector:
+      (place / 'figures' / 'curve.svg').write_text(vector)
     band = {'min': 95.0, 'max': None, 'reason': 'three seeds'}
     metrics = {
       'accuracy': metric('accuracy', value, band=band, in_band=value >= 95, paper='78.0 (Table 2)'),
       'num_parameters': metric('num_parameters', 42135859, unit='', baseline=None, baseline_value=None, paper=42135859),
     }
+    files = {path.name: file_hash(path) for path in sorted((place / 'figures').iterdir())}
     manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': 3, 'metrics': metrics,
                 'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
-                'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': ['curve.png']}]}  # fmt: skip
+                'sizes': {'steps': 900},
+                'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': files}]}  # fmt: skip
     (place / 'manifest.json').write_text(json.dumps(manifest))
-    (place / 'result.json').write_text(json.dumps({'notebook': name, 'status': status, 'seconds': 61.0, 'message': ''}))
+    result = {'notebook': name, 'status': status, 'seconds': 61.0, 'message': '',
+              'manifest_sha256': file_hash(place / 'manifest.json')}  # fmt: skip
+    (place / 'result.json').write_text(json.dumps(result))
   (folder / 'run.json').write_text(json.dumps(run))
   return folder
 
@@ -138,13 +159,31 @@ def test_a_run_that_goes_on_has_a_page_that_says_so(tmp_path):
   assert 'not run' in report.write_report(folder).read_text()
 
 
-def test_the_newest_run_is_found_by_its_time_and_not_by_its_name(tmp_path):
+def test_the_newest_run_is_found_by_its_time_and_damaged_ones_are_named(tmp_path, capsys):
   with pytest.raises(RequestError, match='No run in'):
     report.latest_run(tmp_path)
   for name, created in (('z', '2026-01-01'), ('a', '2026-03-01'), ('m', '2026-02-01')):
+    run = json.loads((write_run(tmp_path / name, ()) / 'run.json').read_text())
+    (tmp_path / name / 'run.json').write_text(json.dumps(run | {'created': created}))
+  for name, content in (('empty', b''), ('bytes', b'\xff\xfe'), ('shape', b'[]')):
     (tmp_path / name).mkdir()
-    (tmp_path / name / 'run.json').write_text(json.dumps({'created': created}))
+    (tmp_path / name / 'run.json').write_bytes(content)
   assert report.latest_run(tmp_path).name == 'a'
+  assert [line.split()[:2] for line in capsys.readouterr().err.splitlines()] == [['Passed', 'over:']] * 3
+
+
+def test_two_runs_are_compared_side_by_side(tmp_path):
+  first = write_run(tmp_path / 'first')
+  second = write_run(tmp_path / 'second', ('01_images', '02_text'), profile='full', value=98.5)
+  (second / '02_text' / 'manifest.json').write_text('{')
+  lines = compare_runs(first, second).splitlines()
+  assert lines[0] == f'| notebook | metric or setting | {first} | {second} | second - first |'
+  assert lines[2:] == [
+    '| 01_images | accuracy | 97 % | 98.5 % | 1.5 % |',
+    '| 01_images | num_parameters | 42,135,859 | 42,135,859 | 0 |',
+    '| 01_images | profile | demo | full | differs |',
+    '| 02_text | status | not run | damaged | differs |',
+  ]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from perceiver_lib.experiments import RunIncomplete, start_run
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import is_blank
-from perceiver_lib.experiments.files import read_json, read_records
+from perceiver_lib.experiments.files import read_records
+from perceiver_lib.files import read_json
 from tests.experiments.sequence import declare
 
 

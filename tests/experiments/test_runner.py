@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perceiver_lib.experiments import report, runner
+from perceiver_lib.experiments import processes, report, runner
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import read_json, read_records
+from perceiver_lib.experiments.files import read_records
 from perceiver_lib.experiments.processes import run_limited
 from perceiver_lib.experiments.run import METRIC_MIME_TYPE
+from perceiver_lib.files import locked, read_json
 from tests.experiments.sequence import FIGURE, GOOD, METRIC, START, write_notebook
 
 FAULTS = {
@@ -157,16 +159,17 @@ while os.path.exists({str(slow)!r}):
   assert (mine / '01_slow' / 'earlier' / '1' / 'metrics.jsonl').is_file()
 
 
-def test_a_notebook_that_hangs_is_stopped_with_everything_it_started(tmp_path):
-  pids = tmp_path / 'pids'
+def test_a_notebook_that_hangs_is_stopped_with_everything_it_started(tmp_path, monkeypatch):
+  pids, clock = tmp_path / 'pids', time.monotonic
+  monkeypatch.setattr(time, 'monotonic', lambda: clock() + 1000 * (pids.exists() and pids.read_text() != ''))
   cell = f"""
 import os, subprocess, time
 child = subprocess.Popen(['sleep', '600'], start_new_session=True)
 open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')
 time.sleep(600)"""
   write_notebook(tmp_path / 'notebooks', '00_hangs', cell)
-  folder, [result] = runner.reproduce(tmp_path / 'notebooks', profile='smoke', time_limit=15, say=silent)
-  assert result.status == 'time limit' and 'stopped at the limit of 15 s' in result.message
+  folder, [result] = runner.reproduce(tmp_path / 'notebooks', profile='smoke', time_limit=600, say=silent)
+  assert result.status == 'time limit' and 'stopped at the limit of 10 min 00 s' in result.message
   assert runner.exit_code([result]) == 4
   assert not any(_alive(int(pid)) for pid in pids.read_text().split())
   assert (folder / 'index.html').is_file()
@@ -184,6 +187,31 @@ def test_an_interrupted_child_is_gone_before_the_interrupt_goes_on(tmp_path):
   assert seen and not any(_alive(process.pid) for process in seen)
 
 
+def test_what_a_child_left_running_is_ended_with_it_and_what_an_earlier_one_left_before(tmp_path, monkeypatch):
+  pid, log = tmp_path / 'pid', tmp_path / 'log'
+  leave = ['sh', '-c', f'setsid sleep 600 & echo $! > {pid}']
+  assert run_limited(leave, log=log, cwd=tmp_path, environment=os.environ, limit=60) == 0
+  assert not _alive(int(pid.read_text()))
+  with monkeypatch.context() as patch:  # a runner that is killed ends nothing
+    patch.setattr(processes, 'end_started_for', silent)
+    run_limited(leave, log=log, cwd=tmp_path, environment=os.environ, limit=60)
+  left = int(pid.read_text())
+  assert psutil.Process(left).is_running()
+  other = ['sh', '-c', f'kill -0 {left}']
+  assert run_limited(other, log=tmp_path / 'another', cwd=tmp_path, environment=os.environ, limit=60) == 0
+  processes.end_started_for(log)
+  assert not _alive(left)
+
+
+@pytest.mark.parametrize(
+  ('status', 'words'),
+  [(3, 'ended with status 3'), (-11, 'was ended by SIGSEGV'), (-9, 'SIGKILL, most often for too little memory'),
+   (-99, 'was ended by signal 99')],
+)  # fmt: skip
+def test_how_a_process_ended_is_said_in_words(status, words):
+  assert processes.describe_exit(status).endswith(words)
+
+
 def _alive(pid):
   """Whether a process runs on; it is given ten seconds to end, and a zombie that nobody has collected has ended."""
   for _ in range(100):
@@ -199,8 +227,9 @@ def _alive(pid):
 class Pretended:
   """Stands in for the process of a notebook: counts the starts and leaves the files that a real one would leave."""
 
-  def __init__(self, outcome=('complete', ''), manifest=True, picture=b'picture'):
+  def __init__(self, outcome=('complete', ''), manifest=True, picture=b'picture', status=0, executed=None):
     self.starts, self.outcome, self.manifest, self.picture = 0, outcome, manifest, picture
+    self.status, self.executed = status, executed
 
   def __call__(self, command, **_):
     self.starts += 1
@@ -209,11 +238,17 @@ class Pretended:
       (place / 'outcome.json').write_text(json.dumps(dict(zip(('status', 'message'), self.outcome, strict=True))))
     (place / 'figures').mkdir()
     (place / 'figures' / 'curve.png').write_bytes(b'picture')
-    figure = {'slug': 'curve', 'alt': 'x', 'files': ['curve.png'], 'sha256': hashlib.sha256(self.picture).hexdigest()}
+    figure = {'slug': 'curve', 'alt': 'x', 'files': {'curve.png': hashlib.sha256(self.picture).hexdigest()}}
     if self.manifest:
-      manifest = {'status': 'complete', 'problems': [], 'metrics': {}, 'figures': [figure]}
+      environment = {'device': '', 'commit': '', 'uncommitted_changes': False}
+      manifest = {'status': 'complete', 'problems': [], 'notebook': place.name, 'profile': 'demo', 'seed': 0,
+                  'data': [], 'sizes': {}, 'finished': '', 'environment': environment, 'metrics': {},
+                  'figures': [figure]}  # fmt: skip
       (place / 'manifest.json').write_text(json.dumps(manifest))
-    return 0
+    (place / 'log.txt').write_text('Executing Cell 1----\nthe last word\nEnding Cell 1----\n')
+    if self.executed is not None:
+      (place / 'executed.ipynb').write_text(self.executed)
+    return self.status
 
 
 def reproduce_pretended(tmp_path, monkeypatch, pretended, **arguments):
@@ -229,17 +264,31 @@ def reproduce_pretended(tmp_path, monkeypatch, pretended, **arguments):
   [
     (Pretended(manifest=False), 'every cell ran, but no run.finish()'),
     (Pretended(picture=b'another picture'), 'the manifest names figures/curve.png, which is not there'),
-    (Pretended(outcome=None), 'the process ended with status 0'),
+    (Pretended(outcome=None, status=-9), 'was ended by SIGKILL, most often for too little memory: the last word; see'),
+    (Pretended(outcome=('kernel died', 'the kernel was ended by SIGSEGV')), 'by SIGSEGV: the last word; see log.txt'),
+    (Pretended(executed='{"cells": [\n  {'), 'executed.ipynb is damaged and cannot be shown (NotJSONError)'),
+    (Pretended(executed='[]'), 'executed.ipynb is damaged and cannot be shown'),
     (Pretended(outcome=('failed', 'cell In [3] raised')), 'cell In [3] raised'),
   ],
 )
 def test_cells_that_ran_are_not_enough(tmp_path, monkeypatch, pretended, words):
-  _, [result] = reproduce_pretended(tmp_path, monkeypatch, pretended)
-  assert result.status == 'failed'
+  folder, [result] = reproduce_pretended(tmp_path, monkeypatch, pretended)
+  assert result.status == ('kernel died' if 'SIGSEGV' in words else 'failed')
   assert words in result.message
+  assert read_json(folder / '00_good' / 'result.json') == dataclasses.asdict(result)
 
 
-@pytest.mark.parametrize('change', ['nothing', 'source', 'library', 'figure', 'manifest'])
+def test_a_result_is_on_the_disk_before_its_pages_are_made(tmp_path, monkeypatch):
+  def full(executed, *, title):
+    assert read_json(executed.parent / 'result.json')['status'] == 'complete'
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(runner.pages, 'write_pages', full)
+  with pytest.raises(OSError, match='No space left'):
+    reproduce_pretended(tmp_path, monkeypatch, Pretended())
+
+
+@pytest.mark.parametrize('change', ['nothing', 'source', 'library', 'figure', 'manifest', 'value', 'result', 'request'])
 def test_a_result_is_kept_only_while_all_of_it_still_holds(tmp_path, monkeypatch, change):
   pretended = Pretended()
   folder, _ = reproduce_pretended(tmp_path, monkeypatch, pretended)
@@ -251,6 +300,11 @@ def test_a_result_is_kept_only_while_all_of_it_still_holds(tmp_path, monkeypatch
     (folder / '00_good' / 'figures' / 'curve.png').write_bytes(b'another')
   elif change == 'manifest':
     (folder / '00_good' / 'manifest.json').write_text('{"status": "comp')
+  elif change == 'value':
+    manifest = read_json(folder / '00_good' / 'manifest.json')
+    (folder / '00_good' / 'manifest.json').write_text(json.dumps(manifest | {'seed': 1}))
+  elif change in ('result', 'request'):
+    (folder / '00_good' / f'{change}.json').write_bytes(b'\xff')
   _, [result] = reproduce_pretended(tmp_path, monkeypatch, pretended, resume=folder)
   assert result.status == 'complete'
   assert pretended.starts == (1 if change == 'nothing' else 2)
@@ -268,7 +322,7 @@ def test_nothing_starts_and_nothing_is_written_for_a_request_that_cannot_be_carr
     ({'only': ['00'], 'overrides': {'width': 'wide'}}, "'width' must be int; got 'wide'"),
     ({'overrides': {'profile': 'demo'}}, 'use --profile'),
     ({'overrides': {'run_dir': 'x'}}, 'use --run-dir'),
-    ({'resume': tmp_path / 'nowhere'}, 'cannot be resumed'),
+    ({'resume': tmp_path / 'nowhere'}, 'is not the folder of a run'),
     ({'resume': tmp_path, 'run_dir': tmp_path}, 'leave --run-dir out'),
     ({'run_dir': notebooks}, 'is not empty and stays as it is'),
   ):
@@ -281,7 +335,7 @@ def test_nothing_starts_and_nothing_is_written_for_a_request_that_cannot_be_carr
 def test_every_new_run_has_a_folder_of_its_own_and_one_runner(tmp_path, monkeypatch):
   folders = [reproduce_pretended(tmp_path, monkeypatch, Pretended())[0] for _ in range(3)]
   assert len(set(folders)) == 3
-  with runner._locked(folders[0]), pytest.raises(RequestError, match='Another runner is working'):
+  with locked(folders[0] / '.lock', ValueError()), pytest.raises(RequestError, match='Another runner is working'):
     reproduce_pretended(tmp_path, monkeypatch, Pretended(), resume=folders[0])
 
 

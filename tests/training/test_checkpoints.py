@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,12 +86,32 @@ def garble_manifest(path):
   (path / 'manifest.json').write_text('{"step": 2')
 
 
-def swap_fingerprint(path):
-  manifest = json.loads((path / 'manifest.json').read_text())
-  (path / 'manifest.json').write_text(json.dumps(manifest | {'fingerprint': 'another'}))
+def another_shape(path):
+  (path / 'manifest.json').write_text('[]')
 
 
-@pytest.mark.parametrize('damage', [flip_a_bit, truncate, remove_a_file, garble_manifest, swap_fingerprint])
+def no_text(path):
+  (path / 'manifest.json').write_bytes(b'\xff')
+
+
+def changed(**fields):
+  def damage(path):
+    manifest = json.loads((path / 'manifest.json').read_text())
+    (path / 'manifest.json').write_text(json.dumps(manifest | fields))
+
+  return damage
+
+
+def of_another_step(path):
+  shutil.rmtree(path)
+  shutil.copytree(path.with_name('step_00000010'), path)
+
+
+DAMAGE = [flip_a_bit, truncate, remove_a_file, garble_manifest, another_shape, no_text, of_another_step]
+DAMAGE += [changed(fingerprint='another'), changed(step=22), changed(record='{}'), changed(structure=[])]
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
 def test_damaged_checkpoint_is_kept_aside_and_the_one_before_used(store, damage):
   damage(store.paths()[-1])
   found, notes = store.restore(abstract(make_state()))
@@ -170,9 +193,54 @@ def test_killed_while_writing_leaves_the_one_before(store, moment):
 def test_full_disk_is_one_sentence_and_loses_nothing(store):
   """A limit on the size of files fails the write as a full disk does."""
   process = run_process(store, 'full')
-  assert 'checkpoint of step 30 could not be written' in process.stdout, process.stderr
+  assert 'could not be written at step 30: File too large.' in process.stdout, process.stderr
   assert 'The last good one is step_00000020' in process.stdout and process.stdout.count('\n') == 1
   assert store.restore(abstract(make_state()))[0].step == 20
+
+
+@pytest.mark.parametrize('code', [errno.EMFILE, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize('place', ['manifest', 'files', 'arrays'])
+def test_a_disk_that_fails_retires_no_checkpoint(store, monkeypatch, code, place):
+  """An error of the system says nothing about the checkpoint, also where orbax hides it in a text."""
+  from orbax.checkpoint import v1 as ocp
+
+  def fail(*_):
+    raise (
+      ValueError(f'tensorstore: {OSError(code, "some words", "some/path")}') if place == 'arrays' else OSError(code, '')
+    )
+
+  target = {'manifest': (checkpoints, 'read_json'), 'files': (checkpoints, '_checksums'), 'arrays': (ocp, 'load')}[
+    place
+  ]
+  before = store.paths()
+  with monkeypatch.context() as patch, pytest.raises(CheckpointError) as raised:
+    patch.setattr(*target, fail)
+    store.restore(abstract(make_state()))
+  assert f'could not be read: {os.strerror(code)}. The last good one is step_00000020. Mend that' in str(raised.value)
+  assert raised.value.__suppress_context__ and store.paths() == before
+  assert store.restore(abstract(make_state()))[0].step == 20
+
+
+def test_killed_while_deleting_leaves_nothing_for_ever(store, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.shutil, 'rmtree', lambda *_, **__: None)
+    store.save(30, make_state(30), {})
+  assert (store.folder / '.deleting_step_00000010').is_dir()
+  assert [path.name for path in store.paths()] == ['step_00000020', 'step_00000030']
+  store.save(40, make_state(40), {})
+  assert sorted(path.name for path in store.folder.iterdir()) == ['step_00000030', 'step_00000040']
+
+
+def test_one_training_at_a_time_works_in_a_folder(store):
+  again, other = CheckpointStore(store.root, 'fingerprint'), CheckpointStore(store.root, 'of other settings')
+  with pytest.raises(ZeroDivisionError), checkpoints.releasing_locks():
+    store.lock()
+    other.lock()
+    with pytest.raises(CheckpointError, match='Another training with these settings is writing'):
+      again.lock()
+    1 / 0  # noqa: B018 (also an error, whose traceback keeps the store, lets go)
+  with checkpoints.releasing_locks():
+    again.lock()
 
 
 def test_folder_that_cannot_be_made_is_one_sentence(tmp_path):

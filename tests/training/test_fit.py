@@ -279,7 +279,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
   assert measured(parts) == measured(whole)
   assert_same_weights(parts.model, whole.model)
   again = resumable(tmp_path / 'parts')
-  assert again.resumed_from == NUM_STEPS and again.compile_seconds == 0 and again.examples_per_second == 0
+  assert (
+    again.resumed_from == NUM_STEPS
+    and again.compile_seconds == parts.compile_seconds > 0
+    and again.examples_per_second == 0
+  )
   assert measured(again) == measured(whole)
   assert_same_weights(again.model, whole.model)
 

@@ -37,15 +37,27 @@ def test_a_block_that_was_freed_is_used_again():
   assert page_faults_of_the_third_use('default') >= pages
 
 
-def test_compiled_programs_survive_the_process(tmp_path):
-  program = (
-    'import sys, jax; from perceiver_lib.training.host import enable_compilation_cache; jax.jit(lambda x: x + 1)(0);'
-    'enable_compilation_cache(sys.argv[1]); jax.config.update("jax_persistent_cache_min_compile_time_secs", 0);'
-    'jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()'
-  )
+def test_compiled_programs_survive_the_process_and_a_damaged_one_is_replaced(tmp_path):
+  program = """
+import sys, jax
+from pathlib import Path
+from perceiver_lib.training.host import enable_compilation_cache
+jax.jit(lambda x: x + 1)(0)
+cache = enable_compilation_cache(sys.argv[1])
+compiled = lambda: jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()
+compiled()
+entries = {path: path.read_bytes() for path in cache.glob('*-cache')}
+for path in entries:
+  path.write_bytes(entries[path][:7])
+jax.clear_caches()
+compiled()
+assert entries and all(len(path.read_bytes()) > 7 for path in entries)
+"""
   environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
-  subprocess.run([sys.executable, '-c', program, str(tmp_path / 'cache')], check=True, env=environment, timeout=120)
-  assert list((tmp_path / 'cache').iterdir())
+  command = [sys.executable, '-c', program, str(tmp_path / 'cache')]
+  done = subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert 'Error reading persistent compilation cache entry' in done.stderr
 
 
 def test_unwritable_compilation_cache_is_a_warning(tmp_path):

@@ -88,7 +88,14 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'damage', [lambda old: old[:-100], lambda old: old[:4], lambda old: b'', lambda old: b'\xff' * 8 + old[8:]]
+  'damage',
+  [
+    lambda old: old[:-100],
+    lambda old: old[:4],
+    lambda old: b'',
+    lambda old: b'\xff' * 8 + old[8:],
+    lambda old: b'\x93NUMPY\x01\x00v\x00 an array of another format',
+  ],
 )
 def test_a_damaged_file_is_one_sentence(tmp_path, damage):
   model = Model(rngs=nnx.Rngs(0))

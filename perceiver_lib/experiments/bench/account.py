@@ -17,9 +17,9 @@ from typing import Any
 
 from perceiver_lib.experiments.bench import machine, published_sizes
 from perceiver_lib.experiments.bench.harness import Case, Contender
-from perceiver_lib.experiments.files import read_json
 from perceiver_lib.experiments.measuring import Call
 from perceiver_lib.experiments.tables import markdown
+from perceiver_lib.files import read_json
 
 FORWARD_GFLOP = 120.9
 """Multiplications and additions of the model's contractions, by `flops.count_flops`; a training step does thrice it."""

@@ -17,11 +17,12 @@ from typing import Any
 
 from perceiver_lib.experiments.environment import environment_stamp
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import project_root, read_json, write_json
+from perceiver_lib.experiments.files import project_root, write_json
 from perceiver_lib.experiments.measuring import Call
 from perceiver_lib.experiments.tables import markdown
 from perceiver_lib.experiments.wording import describe_spread
 from perceiver_lib.experiments.workers import Worker, answers_in_turn
+from perceiver_lib.files import read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,5 +139,5 @@ def measure_all(cases: Mapping[str, Case], names: Sequence[str], *, rounds: int,
     results[name] = measure(name, cases[name], rounds)
     print(f'{name}: {cases[name].title}\n\n{table({name: results[name]})}\n', flush=True)
     if out is not None:
-      write_json(out, (read_json(out) or {}) | {name: results[name]})
+      write_json(out, (read_json(out, {str: object}) or {}) | {name: results[name]})
   return results
