@@ -157,6 +157,8 @@ class CrossAttention(nnx.Module):
         names = ', '.join(adapters)
         raise ValueError(f'The inputs must be tokens by modality ({names}); got tokens without a modality.')
       return [source(inputs, 'inputs', adapters)]
+    if len(set((sizes := {name: tokens.batch_size for name, tokens in inputs.items()}).values())) > 1:
+      raise ValueError(f'All modalities must have the same number of examples; they have {sizes}.')
     names = sorted(adapters) if isinstance(adapters, Mapping) else []
     if sorted(inputs) != names:
       raise ValueError(f'The inputs must be tokens for the modalities {names}; got {sorted(inputs)}.')

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from perceiver_lib.adapters import AdapterConfig
 from perceiver_lib.attention.capture import named, record_apart, recording_into, records_all_queries
 from perceiver_lib.attention.products import Linear
-from perceiver_lib.attention.streamed import cleaned
+from perceiver_lib.attention.streamed import cleaned, refuse_out_of_range
 from perceiver_lib.blocks import Adapter, CrossAttention, LayerConfig
 from perceiver_lib.queries import InputQueries, LearnedQueryTable, QueryConfig
 from perceiver_lib.tokens import Tokens, zero_invalid
@@ -180,6 +180,7 @@ class Decoder(nnx.Module):
       if chunk_size is None or chunk_size >= num_queries or records_all_queries():
         return rows(queries, rngs)
       record_apart(lambda chosen: rows(jax.tree.map(lambda leaf: leaf[:, chosen], queries), rngs), num_queries)
+    refuse_out_of_range(adapter, queries)
     num_chunks = -(-num_queries // chunk_size)
     keys = None if rngs is None else jax.random.split(rngs.dropout(), num_chunks)
 

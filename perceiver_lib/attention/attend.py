@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.products import LayerNorm, Linear, Operands
 from perceiver_lib.attention.softmax import MASKED_LOGIT, PartialSoftmax, allowed_pairs, scaled_logits
-from perceiver_lib.attention.streamed import KeyStream, cleaned, streamed_attend, streamed_logits
+from perceiver_lib.attention.streamed import KeyStream, cleaned, refuse_out_of_range, streamed_attend, streamed_logits
 from perceiver_lib.positions import Rotary
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import Tokens, readable
 
 
 def reference_attend(
@@ -55,16 +55,17 @@ def attend(
   Args:
     q, k, v: head-major operands.
     query_time, key_time: both or neither.
-    key_valid: False = padding, whose keys and values may hold anything.
+    key_valid: False = padding, whose keys and values may hold anything, as may those that no query's time allows.
     chunk_size: None = dense; otherwise that many keys at a time, with equal outputs and gradients.
   """
   if q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3] or q.shape[:2] != k.shape[:2]:
     raise ValueError(f'attend needs q [b h i k], k [b h j k], v [b h j v]; got {q.shape}, {k.shape}, {v.shape}.')
   if chunk_size is None:
-    if key_valid is not None:
-      exists = key_valid[:, None, :, None]
-      k, v = (jnp.where(exists, array, jnp.zeros((), array.dtype)) for array in (k, v))
-    output = _dense(q, k, v, _Rule(query_time, key_time, key_valid))
+    rule = _Rule(query_time, key_time, key_valid)
+    if (allowed := rule()) is not None:
+      seen = allowed.any(axis=2)[..., None]
+      k, v = (jnp.where(seen, array, jnp.zeros((), array.dtype)) for array in (k, v))
+    output = _dense(q, k, v, rule)
   else:
     values = rearrange(jnp.concatenate([k, v], axis=-1), 'b h j c -> b j h c')
     tokens = Tokens(values=values, time=key_time, valid=key_valid)
@@ -203,6 +204,8 @@ class _ProjectKeysAndValues:
 
 def key_stream(tokens: Tokens, reader: KeyValueReader) -> KeyStream:
   """The tokens and their reader as what streamed attention takes."""
+  if reader.adapter is not None:
+    refuse_out_of_range(reader.adapter, tokens)
   graphdef, params = nnx.split(reader)
   return KeyStream(project=_ProjectKeysAndValues(graphdef), params=params, tokens=tokens)
 
@@ -236,6 +239,9 @@ def read(
   """
   tokens = [source for source, _ in sources]
   rule = _Rule(query_time, joined_times(tokens), joined_validity(tokens))
+  if rule.query_time is not None and rule.key_time is not None:
+    last = query_time.max(axis=1, keepdims=True)
+    sources = [(readable(source, last), reader) for source, reader in sources]
   num_keys = sum(source.num_tokens for source in tokens)
   chunk_size = chunk_size or choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], num_keys)
   if chunk_size is None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from perceiver_lib.attention.softmax import PartialSoftmax, chunk_gradients, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, cleaned, keys_and_values_vjp
-from perceiver_lib.tokens import SOURCE_TIME, Tokens
+from perceiver_lib.tokens import Tokens
 
 
 def first_segment_time(window: int | None) -> int:
@@ -39,17 +39,16 @@ class Plan(NamedTuple):
 
 
 def plan_chunks(tokens: Tokens, num_timesteps: int, window: int | None, chunk_size: int) -> Plan:
-  """Group 0 is the source, behind it one group a timestep from `first_segment_time` on; later inputs have none."""
+  """Group 0 is the source, behind it one group a timestep from `first_segment_time` on; padding has none.
+
+  Args:
+    tokens: as `tokens.readable` leaves them, so that what no timestep reads is padding.
+  """
   before = first_segment_time(window) - 1
   num_groups = num_timesteps - before
   # Clipped first: the difference of two extreme int32 times would wrap around and let the future in.
   group = jnp.clip(tokens.time.astype(jnp.int32), before, num_timesteps) - before
-  nowhere = tokens.time >= num_timesteps
-  if window is not None:
-    nowhere |= (group == 0) & (tokens.time != SOURCE_TIME)
-  if tokens.valid is not None:
-    nowhere |= ~tokens.valid
-  group = jnp.where(nowhere, num_groups, group)
+  group = jnp.where(tokens.valid, group, num_groups)
   order = jnp.argsort(group, axis=1, stable=True).astype(jnp.int32)
   counts = jax.vmap(lambda row: jnp.bincount(row, length=num_groups + 1))(group)[:, :num_groups].astype(jnp.int32)
   chunks = -(-counts // chunk_size)

@@ -55,12 +55,27 @@ def _is_float(leaf: Array) -> bool:
 
 
 def cleaned(tokens: Tokens) -> Tokens:
-  """The same tokens with zeros for the values and positions of padding."""
+  """The same tokens with zeros for the values of padding, and for positions at which no example has a token."""
   position = tokens.position
   if position is not None and tokens.valid is not None:
     shared = position.shape[0] != tokens.valid.shape[0]
-    position = position if shared else zero_invalid(position, tokens.valid)
+    position = zero_invalid(position, tokens.valid.any(axis=0, keepdims=True) if shared else tokens.valid)
   return dataclasses.replace(tokens, values=zero_invalid(tokens.values, tokens.valid), position=position)
+
+
+def refuse_out_of_range(adapter: Callable[[Tokens], Array], tokens: Tokens) -> None:
+  """Lets an adapter's tables refuse the least and the largest of all numbers, where these are known.
+
+  The chunks themselves are read in a compiled loop, where nothing can raise.
+  """
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tokens)):
+    return
+  tokens = cleaned(tokens)
+
+  def both(array: Array) -> Array:
+    return jnp.stack([array.min(axis=(0, 1)), array.max(axis=(0, 1))])[None]
+
+  adapter(Tokens(values=both(tokens.values), position=None if tokens.position is None else both(tokens.position)))
 
 
 def chunk_of(tokens: Tokens, index: Int[Array, ''], chunk_size: int) -> Tokens:

@@ -28,7 +28,7 @@ from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
 from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, streamed_logits
-from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
+from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend, readable
 
 SMALL_TIMESTEPS_LOGITS = 2**24
 """Inputs of a few tokens a timestep are read densely up to this many logits (64 MiB): chunks would be almost empty."""
@@ -76,6 +76,7 @@ def prefix_read(
     ValueError: if inputs carry no time or the window is empty.
   """
   check(sources, window)
+  sources = _readable(sources, num_timesteps, window)
   num_rows, num_latents = num_timesteps * q.shape[2], q.shape[2]
 
   def allowed(rows: Chosen) -> Bool[Array, 'b 1 ts j']:
@@ -101,6 +102,11 @@ def prefix_read(
 
 def _streams(sources: Sources) -> tuple[KeyStream, ...]:
   return tuple(key_stream(tokens, reader) for tokens, reader in sources)
+
+
+def _readable(sources: Sources, num_timesteps: int, window: int | None) -> list[tuple[Tokens, KeyValueReader]]:
+  after = None if window is None else -window
+  return [(readable(tokens, num_timesteps - 1, after=after), reader) for tokens, reader in sources]
 
 
 def _dense_is_better(q: Array, sources: Sources, num_timesteps: int) -> bool:
@@ -140,7 +146,7 @@ def timestep_partials(
   chunk_size: int | None = None,
 ) -> PartialSoftmax:
   """An unfinished softmax `[b, g, h, s]` for each group of inputs: first the source, then one group a timestep."""
-  num_groups = 1 + num_timesteps - first_segment_time(window)
+  sources, num_groups = _readable(sources, num_timesteps, window), 1 + num_timesteps - first_segment_time(window)
   if chunk_size is None:
     num_rows = q.shape[0] * q.shape[1] * q.shape[2]
     # A group fills whole chunks: a quarter of an average group wastes an eighth of the work at most.

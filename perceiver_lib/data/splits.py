@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -72,7 +73,7 @@ def filled_by_hash(sizes: Mapping[str, int], *, test: float, validation: float) 
 
 
 def _hash(key: str) -> bytes:
-  return hashlib.sha256(key.encode()).digest()
+  return hashlib.sha256(os.fsencode(key)).digest()
 
 
 def _split_at(place: float, test: float, validation: float) -> str:

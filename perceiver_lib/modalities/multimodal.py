@@ -29,6 +29,9 @@ class ModalityAdaptersConfig:
   num_channels: int
 
   def __post_init__(self):
+    names = [name for name, _ in self.modalities]
+    if not names or len(set(names)) < len(names):
+      raise ValueError(f'Modalities need one or more names, all different; got {names}.')
     widest = max(self.modalities, key=lambda item: item[1].num_channels)
     if widest[1].num_channels >= self.num_channels:
       raise ValueError(

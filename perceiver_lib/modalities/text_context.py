@@ -17,7 +17,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.adapters import embed_position
+from perceiver_lib.adapters import embed_position, look_up
 from perceiver_lib.attention.products import Linear
 from perceiver_lib.modalities.text import MASK, PAD, VOCAB_SIZE
 from perceiver_lib.positions import FourierFeatures
@@ -75,11 +75,12 @@ class ContextAdapter(nnx.Module):
     self.projection = Linear(width, config.num_channels, rngs=rngs)
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
-    """Raises a ValueError for values that are not ids [b, m, num_ids]."""
+    """Raises a ValueError for values that are not ids [b, m, num_ids] in the table."""
     count, values = self.config.num_ids, tokens.values
     if values.shape[2:] != (count,) or not jnp.issubdtype(values.dtype, jnp.integer):
       raise ValueError(f'This adapter takes integer ids [b, m, {count}]; got {values.dtype} of shape {values.shape}.')
-    channels = rearrange(self.table[...][values], 'b m k c -> b m (k c)')
+    channels = look_up(self.table[...], values[..., None], shape=(self.config.num_embeddings,), name='embeddings')
+    channels = rearrange(channels, 'b m k c -> b m (k c)')
     return self.projection(jnp.concatenate([channels, embed_position(self.config.position, tokens)], axis=-1))
 
 

@@ -15,7 +15,7 @@ from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import Tokens, refuse_empty
 
 Sharing = Literal['all', 'all_but_first', 'none']
 
@@ -173,6 +173,7 @@ class Perceiver(nnx.Module):
       chunk_size, remat, rngs: see `models`.
     """
     config = self.config
+    refuse_empty(inputs)
     batch_size = (inputs if isinstance(inputs, Tokens) else next(iter(inputs.values()))).batch_size
     latents = Tokens(values=repeat(self.latents[...], 'n d -> b n d', b=batch_size))
     for block in range(config.num_blocks):

@@ -17,6 +17,7 @@ from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, Learne
 from perceiver_lib.attention.caching import TokenCache, attend_cache, with_room
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import round_operands
+from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.positions import Rotary
@@ -163,6 +164,7 @@ class Transformer(nnx.Module):
     inputs = inputs.checked('inputs')
     if inputs.position is None:
       inputs = dataclasses.replace(inputs, position=jnp.arange(inputs.num_tokens, dtype=jnp.int32)[None, :, None])
+    inputs = cleaned(inputs)
     return dataclasses.replace(inputs, values=zero_invalid(self.input_adapter(inputs), inputs.valid))
 
   def _logits(self, tokens: Tokens) -> Float[Array, 'b m e']:

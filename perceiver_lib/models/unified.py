@@ -17,7 +17,7 @@ from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, table_initializer
+from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, look_up, table_initializer
 from perceiver_lib.attention.attend import joined_times, read
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
@@ -27,7 +27,7 @@ from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig,
 from perceiver_lib.models.last_inputs import latest, read_inputs
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import Tokens, refuse_empty
 
 Inputs = Tokens | Mapping[str, Tokens]
 
@@ -239,7 +239,8 @@ class UnifiedPerceiver(nnx.Module):
     latents = self.cross_attends[0].finish(latents, heads, rngs=rngs)
     if self.timesteps is None:
       return latents
-    embedding = repeat(self.timesteps[...][time], 't d -> 1 (t s) d', s=s)
+    table = self.timesteps[...]
+    embedding = repeat(look_up(table, time[:, None], shape=table.shape[:1], name='timesteps'), 't d -> 1 (t s) d', s=s)
     return dataclasses.replace(latents, values=latents.values + embedding)
 
   def read(
@@ -252,6 +253,7 @@ class UnifiedPerceiver(nnx.Module):
   ) -> Tokens:
     """The encoder alone: latents before the first block. The arguments are those of `encode`."""
     config = self.config.latents
+    refuse_empty(inputs)
     if isinstance(config, InputLatents):
       if num_timesteps is not None:
         raise ValueError(f'Latents made of inputs take their timesteps; got num_timesteps={num_timesteps}.')
