@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Integer
 from perceiver_lib.attention.products import Linear, Operands, product
 from perceiver_lib.blocks import Adapter
 from perceiver_lib.positions import FourierFeatures, SinusoidalPositions
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import Tokens, float_type
 
 INITIAL_SCALE = 0.02
 """Standard deviation of latents, queries and position tables: truncated normal (Perceiver, section 3; DeepMind)."""
@@ -184,7 +184,7 @@ class FeatureAdapter(nnx.Module):
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
     """Channels of numbers `[b, m, ...]`; raises a ValueError for another number of values a token."""
     b, m = tokens.values.shape[:2]
-    values = tokens.values.reshape(b, m, -1).astype(jnp.float32)
+    values = tokens.values.reshape(b, m, -1).astype(float_type())
     if values.shape[-1] != self.config.num_values:
       raise ValueError(f'This adapter takes {self.config.num_values} values a token; got {tokens.values.shape[2:]}.')
     channels = values * self.config.scale + self.config.shift

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -14,6 +15,16 @@ AnyArray = Array | np.ndarray
 
 SOURCE_TIME = int(np.iinfo(np.int32).min)
 """The time of a key that every query may attend to, such as the source of a sequence-to-sequence pair."""
+
+
+def float_type() -> np.dtype:
+  """What parameters, positions and channels are made in: float32, or float64 where JAX computes in 64 bits."""
+  return np.dtype(jax.dtypes.canonicalize_dtype(float))
+
+
+def sum_type(*arrays: Array) -> np.dtype:
+  """What sums over these arrays are made in: the widest of their types, and no narrower than float32."""
+  return functools.reduce(jnp.promote_types, (array.dtype for array in arrays), np.dtype(np.float32))
 
 
 def pytree_dataclass(*, static: tuple[str, ...] = ()) -> Callable[[type], type]:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.capture import Chosen, record_weights
-from perceiver_lib.attention.products import LayerNorm, Linear, Operands
+from perceiver_lib.attention.products import LayerNorm, Linear, Operands, rounded
 from perceiver_lib.attention.softmax import MASKED_LOGIT, PartialSoftmax, allowed_pairs, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, cleaned, refuse_out_of_range, streamed_attend, streamed_logits
 from perceiver_lib.positions import Rotary
@@ -47,7 +47,7 @@ def attend(
   key_valid: Bool[Array, 'b j'] | None = None,
   chunk_size: int | None = None,
 ) -> Float[Array, 'b h i v']:
-  """softmax(q k^T / sqrt(key width)) v over the keys that `tokens.may_attend` allows, with the softmax in float32.
+  """softmax(q k^T / sqrt(key width)) v over the keys that `tokens.may_attend` allows, the softmax in float32 or more.
 
   Rows that may attend to nothing are exactly zero, as in deepmind-research `perceiver/perceiver.py`. The width of a
   value is free of the width of a key.
@@ -95,10 +95,17 @@ class _SplitKeysAndValues:
     return both[..., : self.qk_channels], both[..., self.qk_channels :]
 
 
-def _dense(q: Array, k: Array, v: Array, rule: _Rule) -> Float[Array, 'b h i v']:
+def _dense(
+  q: Array, k: Array, v: Array, rule: _Rule, shown: Callable[[], Array] | None = None
+) -> Float[Array, 'b h i v']:
+  """`shown` makes the keys of a map, where those of what no query may read were zeroed."""
   logits = scaled_logits(q, k)
-  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1]).fold(logits, rule(), v)
-  record_weights(state.log_sum_exp(), lambda heads, queries: logits[:, heads][:, :, queries], rule)
+  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1], logits.dtype).fold(logits, rule(), v)
+
+  def recorded(heads: Chosen, queries: Chosen) -> Float[Array, 'b h i j']:
+    return (logits if shown is None else scaled_logits(q, shown()))[:, heads][:, :, queries]
+
+  record_weights(state.log_sum_exp(), recorded, rule)
   return state.output()
 
 
@@ -166,7 +173,7 @@ class Attention(nnx.Module):
 
   def project_queries(self, channels: Float[Array, 'b i f'], position: Array | None) -> Float[Array, 'b h i k']:
     heads = rotated(split_heads(self.query(channels), self.num_heads), position, self.rotary)
-    return heads.astype(self.operands)
+    return rounded(heads, self.operands)
 
   def merge_heads(self, heads: Float[Array, 'b h i v']) -> Float[Array, 'b i f']:
     return self.output(rearrange(heads, 'b h i v -> b i (h v)'))
@@ -189,7 +196,7 @@ class KeyValueReader(nnx.Module):
     channels = channels if self.norm is None else self.norm(channels)
     keys = rotated(split_heads(self.key(channels), self.num_heads), tokens.position, self.rotary)
     values = split_heads(self.value(channels), self.num_heads)
-    return keys.astype(self.operands), values.astype(self.operands)
+    return rounded(keys, self.operands), rounded(values, self.operands)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,13 +246,14 @@ def read(
   """
   tokens = [source for source, _ in sources]
   rule = _Rule(query_time, joined_times(tokens), joined_validity(tokens))
-  if rule.query_time is not None and rule.key_time is not None:
-    last = query_time.max(axis=1, keepdims=True)
-    sources = [(readable(source, last), reader) for source, reader in sources]
   num_keys = sum(source.num_tokens for source in tokens)
   chunk_size = chunk_size or choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], num_keys)
-  if chunk_size is None:
+  if chunk_size is None and (rule.query_time is None or rule.key_time is None):
     return _dense(q, *keys_and_values(sources), rule)
+  if chunk_size is None:
+    last = query_time.max(axis=1, keepdims=True)
+    k, v = keys_and_values([(readable(source, last), reader) for source, reader in sources])
+    return _dense(q, k, v, rule, lambda: keys_and_values(sources)[0])
   return _streamed(q, tuple(key_stream(source, reader) for source, reader in sources), rule, chunk_size)
 
 

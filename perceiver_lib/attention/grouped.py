@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from perceiver_lib.attention.softmax import PartialSoftmax, chunk_gradients, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, cleaned, keys_and_values_vjp
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import Tokens, sum_type
 
 
 def first_segment_time(window: int | None) -> int:
@@ -101,7 +101,7 @@ def grouped_read(
   probe = jax.eval_shape(
     lambda: streams[0].project(streams[0].params, _chunk(streams[0].tokens, plans[0], jnp.int32(0), 1)[0])
   )
-  empty = PartialSoftmax.empty((b, h, s), probe[1].shape[-1])
+  empty = PartialSoftmax.empty((b, h, s), probe[1].shape[-1], sum_type(q))
   state = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (b, num_groups, *x.shape[1:])), empty)
   every = jnp.arange(b)
   for stream, plan in zip(streams, plans, strict=True):
@@ -128,7 +128,7 @@ def _backward(sizes, residuals, cotangents):
   # The maximum is a constant: it cancels in every finished softmax.
   _, d_denominator, d_numerator = cotangents
   every, chunk_size = jnp.arange(q.shape[0]), sizes[1]
-  d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
+  d_q, d_streams = jnp.zeros(q.shape, sum_type(q)), []
   for stream, plan in zip(streams, plans, strict=True):
 
     def step(index, carry, stream=stream, plan=plan):

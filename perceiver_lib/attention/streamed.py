@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from perceiver_lib.attention.capture import Chosen
 from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
-from perceiver_lib.tokens import Tokens, pytree_dataclass, zero_invalid
+from perceiver_lib.tokens import Tokens, pytree_dataclass, sum_type, zero_invalid
 
 
 @pytree_dataclass(static=('project',))
@@ -125,7 +125,7 @@ def streamed_attend(
   num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, jnp.int32(0), 1)))[
     1
   ].shape[-1]
-  state = PartialSoftmax.empty(q.shape[:3], num_value_channels)
+  state = PartialSoftmax.empty(q.shape[:3], num_value_channels, sum_type(q))
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
 
@@ -146,9 +146,9 @@ def _forward(q, streams, query_time, chunk_size):
 
 def _backward(chunk_size, residuals, cotangents):
   q, streams, query_time, output, log_sum_exp = residuals
-  d_output = cotangents[0].astype(jnp.float32)
+  d_output = cotangents[0].astype(sum_type(q))
   correction = jnp.sum(d_output * output, axis=-1)
-  d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
+  d_q, d_streams = jnp.zeros(q.shape, sum_type(q)), []
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
 

@@ -91,7 +91,7 @@ def prefix_read(
     k, v = keys_and_values(sources)
     repeated = repeat(scaled_logits(q, k), 'b h s j -> b h (t s) j', t=num_timesteps)
     mask = repeat(_allowed(sources, num_timesteps, window), 'b t j -> b 1 (t s) j', s=num_latents)
-    state = PartialSoftmax.empty(repeated.shape[:3], v.shape[-1]).fold(repeated, mask, v)
+    state = PartialSoftmax.empty(repeated.shape[:3], v.shape[-1], repeated.dtype).fold(repeated, mask, v)
   else:
     partials = timestep_partials(q, sources, num_timesteps=num_timesteps, window=window, chunk_size=chunk_size)
     # Recomputed in the backward pass: the prefixes would be kept through the whole processor.

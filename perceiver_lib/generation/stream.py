@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.caching import LatentWindow
-from perceiver_lib.tokens import AnyArray, Tokens
+from perceiver_lib.tokens import AnyArray, Tokens, sum_type
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ class Sampler:
     if self.temperature == 0:
       best = jnp.arange(logits.shape[-1])[None] == jnp.argmax(logits, axis=-1, keepdims=True)
       return jnp.where(best, logits, -jnp.inf)
-    logits = logits.astype(jnp.float32) / self.temperature
+    logits = logits.astype(sum_type(logits)) / self.temperature
     if self.top_p is None:
       return logits
     order = jnp.argsort(-logits, axis=-1, stable=True)

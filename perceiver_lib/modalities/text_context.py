@@ -21,7 +21,7 @@ from perceiver_lib.adapters import embed_position, look_up
 from perceiver_lib.attention.products import Linear
 from perceiver_lib.modalities.text import MASK, PAD, VOCAB_SIZE
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import Tokens, float_type
 
 NGRAMS = (2, 3, 4, 5, 6)
 """Lengths of the hashed n-grams that end before a hole, and of those that start behind it."""
@@ -169,4 +169,4 @@ def _buckets(nearest_first: Int[Array, 'b o k'], seed: int, num_buckets: int) ->
 
 
 def _coordinate(places: Int[Array, '*b o'], span: int) -> Float[Array, '*b o 1']:
-  return (2 * places.astype(jnp.float32) / span - 1)[..., None]
+  return (2 * places.astype(float_type()) / span - 1)[..., None]

@@ -27,7 +27,7 @@ from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig,
 from perceiver_lib.models.last_inputs import latest, read_inputs
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
-from perceiver_lib.tokens import Tokens, refuse_empty
+from perceiver_lib.tokens import Tokens, refuse_empty, sum_type
 
 Inputs = Tokens | Mapping[str, Tokens]
 
@@ -225,8 +225,8 @@ class UnifiedPerceiver(nnx.Module):
     """The read's queries, which are the same at every timestep."""
     cross_attend = self.cross_attends[0]
     q = cross_attend.attention.project_queries(cross_attend.query_norm(self.latents[...])[None], None)
-    # Broadcast as float32, in which the gradient is summed over the batch.
-    return jnp.broadcast_to(q.astype(jnp.float32), (batch_size, *q.shape[1:])).astype(q.dtype)
+    # Broadcast as at least float32, in which the gradient is summed over the batch.
+    return jnp.broadcast_to(q.astype(sum_type(q)), (batch_size, *q.shape[1:])).astype(q.dtype)
 
   def answer(self, heads: Float[Array, 'b h ts v'], time: Int[Array, ' t'], *, rngs: nnx.Rngs | None = None) -> Tokens:
     """The latents of these timesteps with what they read, and the timesteps' embedding."""
