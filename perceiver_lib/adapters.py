@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Integer
 from perceiver_lib.attention.products import Linear, Operands, product
 from perceiver_lib.blocks import Adapter
 from perceiver_lib.positions import FourierFeatures, SinusoidalPositions
+from perceiver_lib.settings import check_counts, check_numbers
 from perceiver_lib.tokens import Tokens, float_type
 
 INITIAL_SCALE = 0.02
@@ -83,6 +84,9 @@ class LearnedPositions:
   num_channels: int
   num_projected_channels: int | None = None
 
+  def __post_init__(self):
+    check_counts(self, 'shape', 'num_channels', 'num_projected_channels')
+
   def build(self, rngs: nnx.Rngs) -> LearnedPositionTable:
     return LearnedPositionTable(self, rngs=rngs)
 
@@ -122,6 +126,9 @@ class FactoredPositions:
   shape: tuple[int, ...]
   num_channels: int
 
+  def __post_init__(self):
+    check_counts(self, 'shape', 'num_channels')
+
   def build(self, rngs: nnx.Rngs) -> FactoredPositionTables:
     return FactoredPositionTables(self, rngs=rngs)
 
@@ -159,6 +166,10 @@ class FeatureAdapterConfig:
   shift: float = 0.0
   num_projected_channels: int | None = None
   position: FourierFeatures | LearnedPositions | None = None
+
+  def __post_init__(self):
+    check_counts(self, 'num_values', 'num_projected_channels')
+    check_numbers(self, 'scale', 'shift')
 
   @property
   def num_channels(self) -> int:
@@ -219,6 +230,7 @@ class EmbeddingAdapterConfig:
   position: LearnedPositions | FactoredPositions | SinusoidalPositions | None = None
 
   def __post_init__(self):
+    check_counts(self, 'num_embeddings', 'num_channels')
     position = self.position
     width = None if position is None else position.num_channels
     if isinstance(position, LearnedPositions):

@@ -18,6 +18,7 @@ from perceiver_lib.attention.products import Linear
 from perceiver_lib.attention.streamed import cleaned, refuse_out_of_range
 from perceiver_lib.blocks import Adapter, CrossAttention, LayerConfig
 from perceiver_lib.queries import InputQueries, LearnedQueryTable, QueryConfig
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 
@@ -39,6 +40,7 @@ class DecoderConfig:
   cross_attend: LayerConfig = LayerConfig(num_heads=1)
 
   def __post_init__(self):
+    check_counts(self, 'num_outputs')
     if self.output not in ('linear', 'zeros', 'tied', 'none'):
       raise ValueError(f'output must be one of linear, zeros, tied, none; got {self.output!r}.')
 
@@ -72,6 +74,7 @@ class IdentityDecoderConfig:
   output: Literal['linear', 'tied'] = 'linear'
 
   def __post_init__(self):
+    check_counts(self, 'num_outputs')
     if self.output not in ('linear', 'tied'):
       raise ValueError(f'output must be linear or tied; got {self.output!r}.')
 

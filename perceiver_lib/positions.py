@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Num
 
+from perceiver_lib.settings import check_counts, check_numbers
 from perceiver_lib.tokens import float_type
 
 
@@ -48,6 +49,9 @@ class FourierFeatures:
   num_bands: int
   max_resolution: tuple[int, ...]
 
+  def __post_init__(self):
+    check_counts(self, 'num_bands', 'max_resolution')
+
   @property
   def num_channels(self) -> int:
     return len(self.max_resolution) * (2 * self.num_bands + 1)
@@ -82,6 +86,8 @@ class SinusoidalPositions:
   base: float = 10_000.0
 
   def __post_init__(self):
+    check_counts(self, 'num_channels')
+    check_numbers(self, 'base', least=1)
     if self.num_channels < 4 or self.num_channels % 2:
       raise ValueError(f'Sinusoidal positions need an even number of channels, 4 or more; got {self.num_channels}.')
 
@@ -113,6 +119,11 @@ class Rotary:
   series: Literal['geometric', 'end_point'] = 'geometric'
   layout: Literal['interleaved', 'half'] = 'interleaved'
   axis: int = 0
+
+  def __post_init__(self):
+    check_counts(self, 'axis', least=0)
+    check_numbers(self, 'fraction')
+    check_numbers(self, 'base', least=1)
 
   def check(self, qk_head_channels: int) -> None:
     if not 0 < self.fraction <= 1 or self.width(qk_head_channels) < 2:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from perceiver_lib.adapters import AdapterConfig, LearnedPositions, embed_position, look_up, table_initializer
 from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import AnyArray, Tokens
 
 
@@ -36,6 +37,9 @@ class LearnedQueries:
 
   num_queries: int
   num_channels: int
+
+  def __post_init__(self):
+    check_counts(self, 'num_queries', 'num_channels')
 
   def build(self, rngs: nnx.Rngs) -> LearnedQueryTable:
     return LearnedQueryTable(self, rngs=rngs)

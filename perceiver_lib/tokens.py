@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -23,8 +22,8 @@ def float_type() -> np.dtype:
 
 
 def sum_type(*arrays: Array) -> np.dtype:
-  """What sums over these arrays are made in: the widest of their types, and no narrower than float32."""
-  return functools.reduce(jnp.promote_types, (array.dtype for array in arrays), np.dtype(np.float32))
+  """What sums over these arrays are made in: float32, or float64 if one of them is."""
+  return np.dtype(np.float64 if any(array.dtype == np.float64 for array in arrays) else np.float32)
 
 
 def pytree_dataclass(*, static: tuple[str, ...] = ()) -> Callable[[type], type]:

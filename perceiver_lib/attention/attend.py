@@ -17,6 +17,7 @@ from perceiver_lib.attention.products import LayerNorm, Linear, Operands, rounde
 from perceiver_lib.attention.softmax import MASKED_LOGIT, PartialSoftmax, allowed_pairs, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, cleaned, refuse_out_of_range, streamed_attend, streamed_logits
 from perceiver_lib.positions import Rotary
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, readable
 
 
@@ -244,6 +245,7 @@ def read(
     sources: tokens, each with the reader that makes their keys and values, a chunk at a time where that pays.
     chunk_size: None = chosen from the shapes; a number forces chunks of that many tokens.
   """
+  check_counts({'chunk_size': chunk_size})
   tokens = [source for source, _ in sources]
   rule = _Rule(query_time, joined_times(tokens), joined_validity(tokens))
   num_keys = sum(source.num_tokens for source in tokens)

@@ -116,4 +116,6 @@ class LayerNorm(nnx.LayerNorm):
     super().__init__(num_channels, param_dtype=float_type(), **settings)
 
   def __call__(self, channels: Float[Array, '*b c']) -> Float[Array, '*b c']:
-    return super().__call__(rows(channels)).reshape(channels.shape)
+    # flax asks for the wider of float64 and float32, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion('standard'):
+      return super().__call__(rows(channels)).reshape(channels.shape)

@@ -28,6 +28,7 @@ from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
 from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, streamed_logits
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend, readable
 
 SMALL_TIMESTEPS_LOGITS = 2**24
@@ -76,6 +77,7 @@ def prefix_read(
     ValueError: if inputs carry no time or the window is empty.
   """
   check(sources, window)
+  check_counts({'chunk_size': chunk_size})
   sources = _readable(sources, num_timesteps, window)
   num_rows, num_latents = num_timesteps * q.shape[2], q.shape[2]
 

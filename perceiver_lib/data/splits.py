@@ -20,7 +20,7 @@ def stratified_split(
   Raises:
     ValueError: if the fractions don't sum to 1, or a part would be empty.
   """
-  if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) < 0:
+  if not (abs(sum(fractions.values()) - 1) <= 1e-9 and min(fractions.values()) >= 0):
     raise ValueError(f'The fractions of a split must be positive and sum to 1; they are {dict(fractions)}.')
   # RandomState's stream is frozen for ever, the newer Generator's is not (NumPy enhancement proposal 19).
   random = np.random.RandomState(seed)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
+from perceiver_lib.settings import check_numbers
+
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 NUM_SPECIAL = 6
 VOCAB_SIZE = 256 + NUM_SPECIAL
@@ -127,8 +129,7 @@ def mask_spans(
     ValueError: as `mask_words`, or for a mean length below 1.
   """
   _check_rate(rate)
-  if mean_length < 1:
-    raise ValueError(f'mean_length must be at least 1 byte; got {mean_length}.')
+  check_numbers({'mean_length': mean_length}, least=1)
   ids = _checked(ids)
   b, m = ids.shape
   # A byte is hidden unless no span that starts k bytes before it is longer than k: 1 - exp(-start_rate * mean_length)

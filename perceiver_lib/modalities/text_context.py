@@ -21,6 +21,7 @@ from perceiver_lib.adapters import embed_position, look_up
 from perceiver_lib.attention.products import Linear
 from perceiver_lib.modalities.text import MASK, PAD, VOCAB_SIZE
 from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, float_type
 
 NGRAMS = (2, 3, 4, 5, 6)
@@ -44,6 +45,9 @@ class ContextAdapterConfig:
   num_id_channels: int
   num_channels: int
   position: FourierFeatures = FourierFeatures(num_bands=16, max_resolution=(32,))
+
+  def __post_init__(self):
+    check_counts(self, 'num_ids', 'num_embeddings', 'num_id_channels', 'num_channels')
 
   @classmethod
   def of_neighbourhoods(cls, radius: int, *, num_id_channels: int, num_channels: int) -> ContextAdapterConfig:

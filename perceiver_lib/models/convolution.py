@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import nnx
 
 from perceiver_lib.positions import grid
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, float_type
 
 BATCH_NORM_EPSILON = 1e-5
@@ -29,6 +30,9 @@ class ConvolutionConfig:
 
   image_shape: tuple[int, int, int]
   num_channels: int = 64
+
+  def __post_init__(self):
+    check_counts(self, 'image_shape', 'num_channels')
 
   def build(self, rngs: nnx.Rngs) -> Convolution:
     return Convolution(self, rngs=rngs)

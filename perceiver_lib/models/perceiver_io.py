@@ -24,6 +24,7 @@ from perceiver_lib.decoder import Decoder, DecoderConfig
 from perceiver_lib.models.convolution import ConvolutionConfig
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import InputQueries, LearnedQueries
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, refuse_empty
 
 Outputs = Float[Array, 'b o e'] | dict[str, Float[Array, 'b o e']]
@@ -55,6 +56,7 @@ class PerceiverIOConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    check_counts(self, 'num_latents', 'num_latent_channels', 'num_blocks', 'num_self_attends_per_block')
     self.decoder.check(self.input_adapter)
 
   @classmethod

@@ -21,6 +21,7 @@ from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.positions import Rotary
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 
@@ -45,6 +46,7 @@ class TransformerConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    check_counts(self, 'num_layers', 'num_outputs')
     if self.output not in ('linear', 'tied'):
       raise ValueError(f'output must be linear or tied; got {self.output!r}.')
     if self.output == 'tied' and getattr(self.input_adapter, 'num_embeddings', None) != self.num_outputs:

@@ -27,6 +27,7 @@ from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig,
 from perceiver_lib.models.last_inputs import latest, read_inputs
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, refuse_empty, sum_type
 
 Inputs = Tokens | Mapping[str, Tokens]
@@ -49,11 +50,7 @@ class LearnedLatents:
   encoder_window: int | None = None
 
   def __post_init__(self):
-    if self.num_latents < 1 or self.num_timesteps < 1 or (self.encoder_window is not None and self.encoder_window < 1):
-      raise ValueError(
-        'num_latents, num_timesteps and encoder_window must be 1 or more; got '
-        f'{self.num_latents}, {self.num_timesteps} and {self.encoder_window}.'
-      )
+    check_counts(self, 'num_latents', 'num_timesteps', 'encoder_window')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +68,7 @@ class InputLatents:
   key_norm: Literal['shared', 'query_norm'] = 'shared'
 
   def __post_init__(self):
+    check_counts(self, 'num_latents')
     if self.projection not in ('linear', 'none') or self.key_norm not in ('shared', 'query_norm'):
       raise ValueError(
         'projection must be linear or none and key_norm shared or query_norm; got '
@@ -103,6 +101,7 @@ class UnifiedPerceiverConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    check_counts(self, 'num_latent_channels', 'num_blocks', 'num_self_attends_per_block')
     c, d = self.input_adapter.num_channels, self.num_latent_channels
     if isinstance(self.latents, LearnedLatents):
       if self.cross_attend.rotary is not None:

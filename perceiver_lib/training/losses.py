@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from perceiver_lib.settings import check_numbers
 from perceiver_lib.tokens import sum_type
 
 
@@ -39,6 +40,7 @@ def cross_entropy(
     )
   if valid is not None and valid.shape != labels.shape:
     raise ValueError(f'valid must have the shape of the labels, {labels.shape}; got {valid.shape}.')
+  check_numbers({'z_loss': z_loss}, least=0)
   if reduction not in ('mean', 'sum', 'none'):
     raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}.")
   logits = logits.astype(sum_type(logits))

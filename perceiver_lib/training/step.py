@@ -43,6 +43,8 @@ def initial_state(params, rest, optimizer, seed, loss_of, example, *, ema: bool)
     raise ValueError(
       f'loss_fn must return (scalar float loss, dict of scalars); got a loss of {loss.shape} {loss.dtype}.'
     )
+  if taken := {'loss', 'gradient_norm'} & set(metrics):
+    raise ValueError(f'loss_fn must call its metrics otherwise than {", ".join(sorted(taken))}, which fit records.')
   for name, metric in metrics.items():
     if metric.shape != ():
       raise ValueError(f'metric {name!r} of loss_fn must be a scalar, a mean over the batch; got shape {metric.shape}.')
