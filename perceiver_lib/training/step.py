@@ -86,7 +86,7 @@ def make_train_step(loss_of: Callable, optimizer: Any, ema_decay: float | None, 
       count = step.astype(jnp.float32)
       decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
       new['ema'] = jax.tree.map(
-        lambda average, value: average + ((1.0 - decay) * (value - average)).astype(average.dtype),
+        lambda average, value: average + (1.0 - decay).astype(average.dtype) * (value - average),
         state['ema'],
         new['params'],
       )
