@@ -73,10 +73,10 @@ class Tokens:
     ValueError: for 64-bit integers that do not fit where JAX keeps 32 bits.
   """
 
-  values: Num[Array, 'b m ...']
-  position: Num[Array, '#b m p'] | None = None
-  time: Int[Array, 'b m'] | None = None
-  valid: Bool[Array, 'b m'] | None = None
+  values: Num[AnyArray, 'b m ...']
+  position: Num[AnyArray, '#b m p'] | None = None
+  time: Int[AnyArray, 'b m'] | None = None
+  valid: Bool[AnyArray, 'b m'] | None = None
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
