@@ -158,7 +158,7 @@ def stream(
   whole = np.issubdtype(prompts.dtype, np.integer) and valid.dtype == bool
   if prompts.ndim != 2 or not whole or valid.shape != prompts.shape or not valid.any(axis=1).all() or not len(prompts):
     raise ValueError(
-      'Prompts must be integer ids [batch, length], each row with a valid token, and valid be bool; got '
+      'Prompts must be integer ids [batch, length], each with a valid token, and valid be bool; got '
       f'{prompts.dtype} {prompts.shape} and {valid.dtype} {valid.shape}.'
     )
   check_counts({'num_tokens': num_tokens, 'chunk_size': chunk_size})
