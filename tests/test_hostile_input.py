@@ -42,6 +42,7 @@ from perceiver_lib.positions import FourierFeatures, Rotary, SinusoidalPositions
 from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import metrics
+from perceiver_lib.training.fit import fit
 from perceiver_lib.training.losses import cross_entropy
 from tests.support import as_users_call, assert_close
 
@@ -268,6 +269,19 @@ def test_nan_is_no_answer():
     generate(made('ar'), IDS + 0.5, window=window, num_tokens=1)
   with pytest.raises(ValueError, match='allowed must have a column for each of 11 ids'):
     generate(made('ar'), IDS, window=window, num_tokens=1, allowed=np.ones((1, 7), bool))
+
+
+@pytest.mark.parametrize(
+  ('batches', 'sentence'),
+  [
+    (iter([{}]), 'batches must be a function from a step to an iterator; got a list_iterator'),
+    (lambda step: [{}], 'batches must return an iterator of batches, .*; got a list'),
+    (lambda step: iter([(IDS, IDS)]), 'A batch must be a dict of arrays by name; batch 0 is a tuple'),
+  ],
+)
+def test_batches_of_another_kind_are_refused(batches, sentence):
+  with as_users_call(), pytest.raises(ValueError, match=sentence):
+    fit(made('io'), None, batches, optimizer=None, num_steps=1, seed=0)
 
 
 def test_one_width_all_through_in_64_bits():
