@@ -106,7 +106,6 @@ def parser() -> argparse.ArgumentParser:
     '--notebooks',
     type=_path,
     metavar='DIR',
-    default=project_root() / 'notebooks',
     help='folder of the sequence (default: notebooks/ of this project)',
   )
   shape = argparse.RawDescriptionHelpFormatter
@@ -172,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = parser().parse_args(argv)
   signal.signal(signal.SIGTERM, _interrupt)
   try:
-    arguments.notebooks = arguments.notebooks.resolve()
+    arguments.notebooks = (arguments.notebooks or project_root() / 'notebooks').resolve()
     code = arguments.function(arguments)
     sys.stdout.flush()  # here, so that a reader who has left is not first met at the interpreter's end
     return code

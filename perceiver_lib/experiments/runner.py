@@ -49,7 +49,7 @@ from perceiver_lib.files import DamagedFile, locked, read_json
 from perceiver_lib.training.progress import format_duration
 
 SMALLEST_FREE_BYTES = 100 * 2**20
-_CHATTER = re.compile(r'(Executing|Ending) Cell \d+-+|Kernel died while')
+_CHATTER = re.compile(r'(Executing|Ending) (Cell \d+-+|notebook)|Kernel died while|\[IPKernelApp\] WARNING')
 _RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html', 'full.html')
 _EXIT_CODES = {
   'complete': errors.EXIT_OK,

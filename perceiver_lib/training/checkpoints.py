@@ -193,15 +193,18 @@ class CheckpointStore:
       for path in reversed(self.paths()):
         try:
           manifest = self._verified(path, structure(abstract_state))
-        except DamagedFile as error:
+          with _quiet():
+            state = ocp.load(path / 'state', abstract_state)
+        except Exception as error:
+          if not isinstance(error, DamagedFile) and not _incomplete(error):
+            raise
+          why = str(error) if isinstance(error, DamagedFile) else 'it was not written whole.'
           kept = _rename(path, f'unusable_{path.name}')
           notes.append(
-            f'Checkpoint {path.name} cannot be used: {error} It is kept as {kept.name}; training goes on from the one '
+            f'Checkpoint {path.name} cannot be used: {why} It is kept as {kept.name}; training goes on from the one '
             'before, or from scratch.'
           )
           continue
-        with _quiet():  # every byte is as it was written: what fails now is not the checkpoint
-          state = ocp.load(path / 'state', abstract_state)
         return Checkpoint(step=manifest['step'], state=state, record=json.loads(manifest['record'])), notes
       if not notes and (others := self.others()):
         notes.append(
@@ -309,6 +312,7 @@ def _quiet() -> Iterator[None]:
       try:
         yield
       except Exception as error:
+        logging.getLogger('absl').addFilter(_not_of_orbax)  # its threads go on complaining for half a minute
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         raise
@@ -317,10 +321,24 @@ def _quiet() -> Iterator[None]:
     logging.disable(disabled)
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  return 'orbax' not in record.pathname
+
+
+def _incomplete(error: Exception) -> bool:
+  """Whether tensorstore misses arrays among files that are as they were written: orbax passed over a failing disk."""
+  return _code(error) is None and re.match('NOT_FOUND|DATA_LOSS|FAILED_PRECONDITION', str(error)) is not None
+
+
+def _code(error: Exception) -> int | None:
+  """The number that the system gave, wherever in the text it hides."""
+  found = re.search(r"\[Errno (\d+)\]|os_error_code='(\d+)'", str(error))
+  return int(found[1] or found[2]) if found else getattr(error, 'errno', None)
+
+
 def _reason(error: Exception) -> tuple[str, bool]:
   """What went wrong, as the system says it wherever it hides in the text, and whether room was lacking."""
-  found = re.search(r"\[Errno (\d+)\]|os_error_code='(\d+)'", str(error))
-  code = int(found[1] or found[2]) if found else getattr(error, 'errno', None)
+  code = _code(error)
   if code is not None:
     return f'{os.strerror(code)}.', code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
   line = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -221,6 +221,21 @@ def test_a_disk_that_fails_retires_no_checkpoint(store, monkeypatch, code, place
   assert store.restore(abstract(make_state()))[0].step == 20
 
 
+def test_a_checkpoint_that_orbax_left_incomplete_is_kept_aside(store, monkeypatch):
+  from orbax.checkpoint import v1 as ocp
+
+  load = ocp.load
+
+  def incomplete(path, state):
+    if path.parent.name == 'step_00000020':
+      raise ValueError('NOT_FOUND: Error opening "zarr3" driver: Metadata at "kernel/zarr.json" does not exist')
+    return load(path, state)
+
+  monkeypatch.setattr(ocp, 'load', incomplete)
+  found, [note] = store.restore(abstract(make_state()))
+  assert found.step == 10 and 'step_00000020 cannot be used: it was not written whole. It is kept as unusable' in note
+
+
 def test_killed_while_deleting_leaves_nothing_for_ever(store, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(checkpoints.shutil, 'rmtree', lambda *_, **__: None)
