@@ -163,10 +163,12 @@ def readable(tokens: Tokens, last: Int[Array, '#b 1'] | int, *, after: int | Non
 def refuse_empty(inputs: Tokens | Mapping[str, Tokens]) -> None:
   """Raises a ValueError for an example without any valid token, where validity is known."""
   sources = [inputs] if isinstance(inputs, Tokens) else list(inputs.values())
+  for source in sources:
+    source.checked('inputs')
   known = [source.valid for source in sources]
   if any(valid is None or isinstance(valid, jax.core.Tracer) for valid in known):
     return
-  per_example = sum(np.asarray(source.checked('inputs').valid).sum(1) for source in sources)
+  per_example = sum(np.asarray(valid).sum(1) for valid in known)
   if not per_example.all():
     raise ValueError(
       f'Every example needs at least one valid token of its {sum(source.num_tokens for source in sources)}; '
