@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +68,10 @@ class Tokens:
     time: `[b, m]` int32. Times mask and do nothing else; None = every token is visible to every query.
     valid: `[b, m]` bool, False = padding. None = all tokens are valid.
 
-  NumPy arrays become JAX arrays here, because an index of JAX cannot be looked up in a NumPy array.
+  NumPy arrays become JAX arrays here, because an index of JAX cannot be looked up in a NumPy array, and times int32.
 
   Raises:
-    ValueError: for 64-bit integers that do not fit where JAX keeps 32 bits.
+    ValueError: for 64-bit integers that do not fit into the 32 bits that are kept.
   """
 
   values: Num[AnyArray, 'b m ...']
@@ -79,12 +80,8 @@ class Tokens:
   valid: Bool[AnyArray, 'b m'] | None = None
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if isinstance(array := getattr(self, field.name), np.ndarray):
-        converted = jnp.asarray(array)
-        if array.dtype.kind in 'iu' and (array.astype(converted.dtype) != array).any():
-          raise ValueError(f'Tokens.{field.name} must fit into {converted.dtype}; got {array.min()} to {array.max()}.')
-        object.__setattr__(self, field.name, converted)
+    for name in ('values', 'position', 'time', 'valid'):
+      object.__setattr__(self, name, _on_device(name, getattr(self, name)))
 
   @property
   def batch_size(self) -> int:
@@ -115,6 +112,18 @@ class Tokens:
       if not jnp.issubdtype(array.dtype, kind):
         raise ValueError(f'{name}.{field} must be {kind.__name__}; got {array.dtype}.')
     return self
+
+
+def _on_device(name: str, array: Any) -> Any:
+  if not isinstance(array, Array | np.ndarray):
+    return array
+  dtype = jnp.int32 if name == 'time' and jnp.issubdtype(array.dtype, jnp.integer) else None
+  if isinstance(array, Array):
+    return array if dtype is None else array.astype(dtype)
+  converted = jnp.asarray(array, dtype)
+  if array.dtype.kind in 'iu' and (array.astype(converted.dtype) != array).any():
+    raise ValueError(f'Tokens.{name} must fit into {converted.dtype}; got {array.min()} to {array.max()}.')
+  return converted
 
 
 def may_attend(
@@ -163,10 +172,12 @@ def readable(tokens: Tokens, last: Int[Array, '#b 1'] | int, *, after: int | Non
 def refuse_empty(inputs: Tokens | Mapping[str, Tokens]) -> None:
   """Raises a ValueError for an example without any valid token, where validity is known."""
   sources = [inputs] if isinstance(inputs, Tokens) else list(inputs.values())
+  for source in sources:
+    source.checked('inputs')
   known = [source.valid for source in sources]
   if any(valid is None or isinstance(valid, jax.core.Tracer) for valid in known):
     return
-  per_example = sum(np.asarray(source.checked('inputs').valid).sum(1) for source in sources)
+  per_example = sum(np.asarray(valid).sum(1) for valid in known)
   if not per_example.all():
     raise ValueError(
       f'Every example needs at least one valid token of its {sum(source.num_tokens for source in sources)}; '
