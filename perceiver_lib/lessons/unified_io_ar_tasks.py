@@ -99,7 +99,9 @@ def told(
 ) -> Int[np.ndarray, 'n t']:
   """The likeliest symbols where the right past is given at every timestep, as in training."""
   batches = evaluation_batches(ArraySource({'source': source, 'target': target}), batch_size)
-  parts = [np.asarray(logits(model, batch['source'], shifted(jnp.asarray(batch['target'])))).argmax(-1) for batch in batches]
+  parts = [
+    np.asarray(logits(model, batch['source'], shifted(jnp.asarray(batch['target'])))).argmax(-1) for batch in batches
+  ]
   return np.concatenate(parts)[: len(source)].astype(np.int32)
 
 
