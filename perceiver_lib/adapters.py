@@ -7,18 +7,21 @@ can apply it a chunk at a time. A user's own adapter needs a config with `num_ch
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from perceiver_lib.attention.products import Linear, Operands, product
 from perceiver_lib.blocks import Adapter
 from perceiver_lib.positions import FourierFeatures, SinusoidalPositions
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.settings import check_counts, check_numbers
+from perceiver_lib.tokens import Tokens, float_type
 
 INITIAL_SCALE = 0.02
 """Standard deviation of latents, queries and position tables: truncated normal (Perceiver, section 3; DeepMind)."""
@@ -26,6 +29,34 @@ INITIAL_SCALE = 0.02
 
 def table_initializer() -> jax.nn.initializers.Initializer:
   return jax.nn.initializers.truncated_normal(INITIAL_SCALE)
+
+
+def look_up(
+  table: Float[Array, 'n c'], place: Integer[Array, '*b p'], *, shape: tuple[int, ...], name: str
+) -> Float[Array, '*b c']:
+  """The rows of a table at places of a grid, row-major; NaN outside it, where JAX would give another place's row.
+
+  So the loss guard of `fit` notices it. A place that is known, outside of jit, is refused.
+
+  Args:
+    shape: of the grid, whose cells are the table's rows.
+    name: of the cells, in the plural.
+
+  Raises:
+    ValueError: for known places outside the grid.
+  """
+  place = place if place.dtype.itemsize >= 4 else place.astype(jnp.int32)
+  if not isinstance(place, jax.core.Tracer) and place.size:
+    # NumPy, because inside jit even the minimum of a constant is a tracer.
+    known = np.asarray(place).reshape(-1, len(shape))
+    least, most = known.min(0).tolist(), known.max(0).tolist()
+    if any(low < 0 or high >= size for low, high, size in zip(least, most, shape, strict=True)):
+      ids = ' to '.join(', '.join(map(str, numbers)) for numbers in (least, most))
+      raise ValueError(f'There are {" x ".join(map(str, shape))} {name}; got ids from {ids}.')
+  axes = [place[..., axis] for axis in range(len(shape))]
+  inside = functools.reduce(jnp.logical_and, ((at >= 0) & (at < size) for at, size in zip(axes, shape, strict=True)))
+  index = sum(at * math.prod(shape[axis + 1 :]) for axis, at in enumerate(axes))
+  return table.at[jnp.where(inside, index, len(table))].get(mode='fill', fill_value=jnp.nan)
 
 
 @runtime_checkable
@@ -53,6 +84,9 @@ class LearnedPositions:
   num_channels: int
   num_projected_channels: int | None = None
 
+  def __post_init__(self):
+    check_counts(self, 'shape', 'num_channels', 'num_projected_channels')
+
   def build(self, rngs: nnx.Rngs) -> LearnedPositionTable:
     return LearnedPositionTable(self, rngs=rngs)
 
@@ -69,16 +103,14 @@ class LearnedPositionTable(nnx.Module):
     self.num_channels = projected or config.num_channels
 
   def __call__(self, position: Int[Array, 'b m p']) -> Float[Array, 'b m c']:
-    """Raises a ValueError for positions that are not integers or have another number of axes than the grid."""
+    """Raises a ValueError for positions that are not integers, not on the grid, or have another number of axes."""
     shape = self.config.shape
     if position.shape[-1] != len(shape) or not jnp.issubdtype(position.dtype, jnp.integer):
       raise ValueError(
         f'A learned table over a grid of {shape} needs integer positions [b, m, {len(shape)}]; '
         f'got {position.dtype} of shape {position.shape}.'
       )
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    index = sum(position[..., axis] * stride for axis, stride in enumerate(strides))
-    channels = self.table[...][index]
+    channels = look_up(self.table[...], position, shape=shape, name='learned positions')
     return channels if self.projection is None else self.projection(channels)
 
 
@@ -93,6 +125,9 @@ class FactoredPositions:
 
   shape: tuple[int, ...]
   num_channels: int
+
+  def __post_init__(self):
+    check_counts(self, 'shape', 'num_channels')
 
   def build(self, rngs: nnx.Rngs) -> FactoredPositionTables:
     return FactoredPositionTables(self, rngs=rngs)
@@ -132,6 +167,10 @@ class FeatureAdapterConfig:
   num_projected_channels: int | None = None
   position: FourierFeatures | LearnedPositions | None = None
 
+  def __post_init__(self):
+    check_counts(self, 'num_values', 'num_projected_channels')
+    check_numbers(self, 'scale', 'shift')
+
   @property
   def num_channels(self) -> int:
     position = self.position
@@ -156,7 +195,7 @@ class FeatureAdapter(nnx.Module):
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
     """Channels of numbers `[b, m, ...]`; raises a ValueError for another number of values a token."""
     b, m = tokens.values.shape[:2]
-    values = tokens.values.reshape(b, m, -1).astype(jnp.float32)
+    values = tokens.values.reshape(b, m, -1).astype(float_type())
     if values.shape[-1] != self.config.num_values:
       raise ValueError(f'This adapter takes {self.config.num_values} values a token; got {tokens.values.shape[2:]}.')
     channels = values * self.config.scale + self.config.shift
@@ -191,6 +230,7 @@ class EmbeddingAdapterConfig:
   position: LearnedPositions | FactoredPositions | SinusoidalPositions | None = None
 
   def __post_init__(self):
+    check_counts(self, 'num_embeddings', 'num_channels')
     position = self.position
     width = None if position is None else position.num_channels
     if isinstance(position, LearnedPositions):
@@ -215,10 +255,11 @@ class EmbeddingAdapter(nnx.Module):
     self.position = config.position.build(rngs) if trained else config.position
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
-    """Channels of ids `[b, m]`; raises a ValueError for values that are not integers of that shape."""
+    """Channels of ids `[b, m]`; raises a ValueError for values that are not, or not in the vocabulary."""
     if tokens.values.ndim != 2 or not jnp.issubdtype(tokens.values.dtype, jnp.integer):
       raise ValueError(f'Ids must be integers [b, m]; got {tokens.values.dtype} of shape {tokens.values.shape}.')
-    channels = self.embedding[...][tokens.values]
+    ids, count = tokens.values[..., None], self.config.num_embeddings
+    channels = look_up(self.embedding[...], ids, shape=(count,), name='embeddings')
     return channels if self.position is None else channels + embed_position(self.position, tokens)
 
   def attend(self, channels: Float[Array, 'b o c']) -> Float[Array, 'b o e']:

@@ -18,6 +18,7 @@ from perceiver_lib.attention.block_causal import block_causal_attend, worth_bloc
 from perceiver_lib.attention.capture import named, recording
 from perceiver_lib.attention.products import LayerNorm, Linear, added
 from perceiver_lib.positions import Rotary
+from perceiver_lib.settings import check_counts, check_numbers
 from perceiver_lib.tokens import Tokens
 
 Adapter = Callable[[Tokens], Float[Array, 'b m c']]
@@ -59,6 +60,8 @@ class LayerConfig:
   rotary: Rotary | None = None
 
   def __post_init__(self):
+    check_counts(self, 'num_heads', 'qk_channels', 'v_channels', 'widening_factor')
+    check_numbers(self, 'dropout', least=0, below=1)
     if self.activation not in ACTIVATIONS:
       raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}; got {self.activation!r}.')
 
@@ -157,6 +160,8 @@ class CrossAttention(nnx.Module):
         names = ', '.join(adapters)
         raise ValueError(f'The inputs must be tokens by modality ({names}); got tokens without a modality.')
       return [source(inputs, 'inputs', adapters)]
+    if len(set((sizes := {name: tokens.batch_size for name, tokens in inputs.items()}).values())) > 1:
+      raise ValueError(f'All modalities must have the same number of examples; they have {sizes}.')
     names = sorted(adapters) if isinstance(adapters, Mapping) else []
     if sorted(inputs) != names:
       raise ValueError(f'The inputs must be tokens for the modalities {names}; got {sorted(inputs)}.')

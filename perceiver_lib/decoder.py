@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 from perceiver_lib.adapters import AdapterConfig
 from perceiver_lib.attention.capture import named, record_apart, recording_into, records_all_queries
 from perceiver_lib.attention.products import Linear
-from perceiver_lib.attention.streamed import cleaned
+from perceiver_lib.attention.streamed import cleaned, refuse_out_of_range
 from perceiver_lib.blocks import Adapter, CrossAttention, LayerConfig
 from perceiver_lib.queries import InputQueries, LearnedQueryTable, QueryConfig
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 
@@ -39,6 +40,7 @@ class DecoderConfig:
   cross_attend: LayerConfig = LayerConfig(num_heads=1)
 
   def __post_init__(self):
+    check_counts(self, 'num_outputs')
     if self.output not in ('linear', 'zeros', 'tied', 'none'):
       raise ValueError(f'output must be one of linear, zeros, tied, none; got {self.output!r}.')
 
@@ -72,6 +74,7 @@ class IdentityDecoderConfig:
   output: Literal['linear', 'tied'] = 'linear'
 
   def __post_init__(self):
+    check_counts(self, 'num_outputs')
     if self.output not in ('linear', 'tied'):
       raise ValueError(f'output must be linear or tied; got {self.output!r}.')
 
@@ -180,6 +183,7 @@ class Decoder(nnx.Module):
       if chunk_size is None or chunk_size >= num_queries or records_all_queries():
         return rows(queries, rngs)
       record_apart(lambda chosen: rows(jax.tree.map(lambda leaf: leaf[:, chosen], queries), rngs), num_queries)
+    refuse_out_of_range(adapter, queries)
     num_chunks = -(-num_queries // chunk_size)
     keys = None if rngs is None else jax.random.split(rngs.dropout(), num_chunks)
 

@@ -12,6 +12,9 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Num
 
+from perceiver_lib.settings import check_counts, check_numbers
+from perceiver_lib.tokens import float_type
+
 
 def grid(shape: Sequence[int], *, end_points: bool = True) -> Float[np.ndarray, 'm p']:
   """Coordinates in [-1, 1] of every cell of a grid, in row-major order.
@@ -24,7 +27,7 @@ def grid(shape: Sequence[int], *, end_points: bool = True) -> Float[np.ndarray, 
       False = -1 + 2 i / n, which never reaches 1: the grid of sub-sampled output queries (`perceiver.py`).
   """
   axes = [np.linspace(-1, 1, n) if end_points else -1 + 2 * np.arange(n) / n for n in shape]
-  return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1).reshape(-1, len(shape)).astype(np.float32)
+  return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1).reshape(-1, len(shape)).astype(float_type())
 
 
 def indices(shape: Sequence[int]) -> np.ndarray:
@@ -46,6 +49,9 @@ class FourierFeatures:
   num_bands: int
   max_resolution: tuple[int, ...]
 
+  def __post_init__(self):
+    check_counts(self, 'num_bands', 'max_resolution')
+
   @property
   def num_channels(self) -> int:
     return len(self.max_resolution) * (2 * self.num_bands + 1)
@@ -57,9 +63,11 @@ class FourierFeatures:
         f'Fourier features over {len(self.max_resolution)} axes need positions [b, m, {len(self.max_resolution)}]; '
         f'got shape {position.shape}.'
       )
-    position = position.astype(jnp.float32)
-    frequencies = np.stack([np.linspace(1.0, n / 2, self.num_bands) for n in self.max_resolution]).astype(np.float32)
-    angles = rearrange(position[..., None] * (np.float32(math.pi) * frequencies)[None, None], 'b m p k -> b m (p k)')
+    position = position.astype(float_type())
+    frequencies = np.stack([np.linspace(1.0, n / 2, self.num_bands) for n in self.max_resolution]).astype(float_type())
+    angles = rearrange(
+      position[..., None] * (float_type().type(math.pi) * frequencies)[None, None], 'b m p k -> b m (p k)'
+    )
     return jnp.concatenate([position, jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -78,6 +86,8 @@ class SinusoidalPositions:
   base: float = 10_000.0
 
   def __post_init__(self):
+    check_counts(self, 'num_channels')
+    check_numbers(self, 'base', least=1)
     if self.num_channels < 4 or self.num_channels % 2:
       raise ValueError(f'Sinusoidal positions need an even number of channels, 4 or more; got {self.num_channels}.')
 
@@ -86,8 +96,8 @@ class SinusoidalPositions:
     if position.shape[-1] != 1:
       raise ValueError(f'Sinusoidal positions need positions [b, m, 1]; got shape {position.shape}.')
     num_bands = self.num_channels // 2
-    frequencies = (self.base ** (-np.arange(num_bands) / (num_bands - 1))).astype(np.float32)
-    angles = position.astype(jnp.float32) * frequencies[None, None]
+    frequencies = (self.base ** (-np.arange(num_bands) / (num_bands - 1))).astype(float_type())
+    angles = position.astype(float_type()) * frequencies[None, None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -110,6 +120,11 @@ class Rotary:
   layout: Literal['interleaved', 'half'] = 'interleaved'
   axis: int = 0
 
+  def __post_init__(self):
+    check_counts(self, 'axis', least=0)
+    check_numbers(self, 'fraction')
+    check_numbers(self, 'base', least=1)
+
   def check(self, qk_head_channels: int) -> None:
     if not 0 < self.fraction <= 1 or self.width(qk_head_channels) < 2:
       raise ValueError(
@@ -123,8 +138,8 @@ class Rotary:
   def __call__(self, heads: Float[Array, 'b h j k'], position: Num[Array, '#b j p']) -> Float[Array, 'b h j k']:
     width = self.width(heads.shape[-1])
     bands = np.arange(width // 2) if self.series == 'geometric' else np.linspace(0, width / 2, width // 2)
-    frequencies = (self.base ** (-2 * bands / width)).astype(np.float32)
-    angles = position[:, None, :, self.axis, None].astype(jnp.float32) * frequencies[None, None, None]
+    frequencies = (self.base ** (-2 * bands / width)).astype(float_type())
+    angles = position[:, None, :, self.axis, None].astype(float_type()) * frequencies[None, None, None]
     sin, cos = jnp.sin(angles).astype(heads.dtype), jnp.cos(angles).astype(heads.dtype)
     rotating, fixed = heads[..., :width], heads[..., width:]
     pairs = 'b h j (c two) -> two b h j c' if self.layout == 'interleaved' else 'b h j (two c) -> two b h j c'

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from perceiver_lib.adapters import AdapterConfig, LearnedPositions, embed_position, table_initializer
+from perceiver_lib.adapters import AdapterConfig, LearnedPositions, embed_position, look_up, table_initializer
 from perceiver_lib.positions import FourierFeatures
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import AnyArray, Tokens
 
 
@@ -38,6 +37,9 @@ class LearnedQueries:
 
   num_queries: int
   num_channels: int
+
+  def __post_init__(self):
+    check_counts(self, 'num_queries', 'num_channels')
 
   def build(self, rngs: nnx.Rngs) -> LearnedQueryTable:
     return LearnedQueryTable(self, rngs=rngs)
@@ -56,16 +58,11 @@ class LearnedQueryTable(nnx.Module):
     return Tokens(values=jnp.broadcast_to(ids, (batch_size, self.config.num_queries)))
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b o f']:
-    """Raises a ValueError for values that are not ids `[b, o]` of rows (the range only where they are known)."""
+    """Raises a ValueError for values that are not ids `[b, o]` of rows."""
     ids, count = tokens.values, self.config.num_queries
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
       raise ValueError(f'Learned queries are chosen by integer ids [b, o]; got {ids.dtype} of shape {ids.shape}.')
-    if not isinstance(ids, jax.core.Tracer) and ids.size:
-      # NumPy, because inside jit even the minimum of a constant is a tracer.
-      known = np.asarray(ids)
-      if not 0 <= known.min() <= known.max() < count:
-        raise ValueError(f'There are {count} learned queries; got ids from {known.min()} to {known.max()}.')
-    return self.table[...][ids]
+    return look_up(self.table[...], ids[..., None], shape=(count,), name='learned queries')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -62,6 +63,18 @@ def assert_close_in_norm(actual, expected, tolerance: float) -> None:
   assert actual.shape == expected.shape
   difference = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
   assert difference <= tolerance, difference
+
+
+def write_litter(folder: Path, name: str) -> None:
+  """What programs put beside a user's files: copies of one of them, and files of another kind under its name."""
+  content = (folder / name).read_bytes()
+  hidden = ('.git', '.ipynb_checkpoints', '.Trash-1000', '__MACOSX', '__pycache__', '@eaDir', '$RECYCLE.BIN')
+  for place in [*hidden, '.git/deeper', '.git/classes/cat']:
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / place / Path(name).name).write_bytes(content)
+  for litter in ('._' + Path(name).name, '.DS_Store', 'Thumbs.db', 'desktop.ini', '~$' + Path(name).name):
+    (folder / Path(name).parent / litter).write_bytes(content)
+  (folder / 'again').symlink_to(folder, target_is_directory=True)
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.capture import Chosen, record_weights
-from perceiver_lib.attention.products import LayerNorm, Linear, Operands
+from perceiver_lib.attention.products import LayerNorm, Linear, Operands, rounded
 from perceiver_lib.attention.softmax import MASKED_LOGIT, PartialSoftmax, allowed_pairs, scaled_logits
-from perceiver_lib.attention.streamed import KeyStream, cleaned, streamed_attend, streamed_logits
+from perceiver_lib.attention.streamed import KeyStream, cleaned, refuse_out_of_range, streamed_attend, streamed_logits
 from perceiver_lib.positions import Rotary
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.settings import check_counts
+from perceiver_lib.tokens import Tokens, readable
 
 
 def reference_attend(
@@ -47,7 +48,7 @@ def attend(
   key_valid: Bool[Array, 'b j'] | None = None,
   chunk_size: int | None = None,
 ) -> Float[Array, 'b h i v']:
-  """softmax(q k^T / sqrt(key width)) v over the keys that `tokens.may_attend` allows, with the softmax in float32.
+  """softmax(q k^T / sqrt(key width)) v over the keys that `tokens.may_attend` allows, the softmax in float32 or more.
 
   Rows that may attend to nothing are exactly zero, as in deepmind-research `perceiver/perceiver.py`. The width of a
   value is free of the width of a key.
@@ -55,16 +56,17 @@ def attend(
   Args:
     q, k, v: head-major operands.
     query_time, key_time: both or neither.
-    key_valid: False = padding, whose keys and values may hold anything.
+    key_valid: False = padding, whose keys and values may hold anything, as may those that no query's time allows.
     chunk_size: None = dense; otherwise that many keys at a time, with equal outputs and gradients.
   """
   if q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3] or q.shape[:2] != k.shape[:2]:
     raise ValueError(f'attend needs q [b h i k], k [b h j k], v [b h j v]; got {q.shape}, {k.shape}, {v.shape}.')
   if chunk_size is None:
-    if key_valid is not None:
-      exists = key_valid[:, None, :, None]
-      k, v = (jnp.where(exists, array, jnp.zeros((), array.dtype)) for array in (k, v))
-    output = _dense(q, k, v, _Rule(query_time, key_time, key_valid))
+    rule = _Rule(query_time, key_time, key_valid)
+    if (allowed := rule()) is not None:
+      seen = allowed.any(axis=2)[..., None]
+      k, v = (jnp.where(seen, array, jnp.zeros((), array.dtype)) for array in (k, v))
+    output = _dense(q, k, v, rule)
   else:
     values = rearrange(jnp.concatenate([k, v], axis=-1), 'b h j c -> b j h c')
     tokens = Tokens(values=values, time=key_time, valid=key_valid)
@@ -94,10 +96,17 @@ class _SplitKeysAndValues:
     return both[..., : self.qk_channels], both[..., self.qk_channels :]
 
 
-def _dense(q: Array, k: Array, v: Array, rule: _Rule) -> Float[Array, 'b h i v']:
+def _dense(
+  q: Array, k: Array, v: Array, rule: _Rule, shown: Callable[[], Array] | None = None
+) -> Float[Array, 'b h i v']:
+  """`shown` makes the keys of a map, where those of what no query may read were zeroed."""
   logits = scaled_logits(q, k)
-  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1]).fold(logits, rule(), v)
-  record_weights(state.log_sum_exp(), lambda heads, queries: logits[:, heads][:, :, queries], rule)
+  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1], logits.dtype).fold(logits, rule(), v)
+
+  def recorded(heads: Chosen, queries: Chosen) -> Float[Array, 'b h i j']:
+    return (logits if shown is None else scaled_logits(q, shown()))[:, heads][:, :, queries]
+
+  record_weights(state.log_sum_exp(), recorded, rule)
   return state.output()
 
 
@@ -165,7 +174,7 @@ class Attention(nnx.Module):
 
   def project_queries(self, channels: Float[Array, 'b i f'], position: Array | None) -> Float[Array, 'b h i k']:
     heads = rotated(split_heads(self.query(channels), self.num_heads), position, self.rotary)
-    return heads.astype(self.operands)
+    return rounded(heads, self.operands)
 
   def merge_heads(self, heads: Float[Array, 'b h i v']) -> Float[Array, 'b i f']:
     return self.output(rearrange(heads, 'b h i v -> b i (h v)'))
@@ -188,7 +197,7 @@ class KeyValueReader(nnx.Module):
     channels = channels if self.norm is None else self.norm(channels)
     keys = rotated(split_heads(self.key(channels), self.num_heads), tokens.position, self.rotary)
     values = split_heads(self.value(channels), self.num_heads)
-    return keys.astype(self.operands), values.astype(self.operands)
+    return rounded(keys, self.operands), rounded(values, self.operands)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +212,8 @@ class _ProjectKeysAndValues:
 
 def key_stream(tokens: Tokens, reader: KeyValueReader) -> KeyStream:
   """The tokens and their reader as what streamed attention takes."""
+  if reader.adapter is not None:
+    refuse_out_of_range(reader.adapter, tokens)
   graphdef, params = nnx.split(reader)
   return KeyStream(project=_ProjectKeysAndValues(graphdef), params=params, tokens=tokens)
 
@@ -234,12 +245,17 @@ def read(
     sources: tokens, each with the reader that makes their keys and values, a chunk at a time where that pays.
     chunk_size: None = chosen from the shapes; a number forces chunks of that many tokens.
   """
+  check_counts({'chunk_size': chunk_size})
   tokens = [source for source, _ in sources]
   rule = _Rule(query_time, joined_times(tokens), joined_validity(tokens))
   num_keys = sum(source.num_tokens for source in tokens)
   chunk_size = chunk_size or choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], num_keys)
-  if chunk_size is None:
+  if chunk_size is None and (rule.query_time is None or rule.key_time is None):
     return _dense(q, *keys_and_values(sources), rule)
+  if chunk_size is None:
+    last = query_time.max(axis=1, keepdims=True)
+    k, v = keys_and_values([(readable(source, last), reader) for source, reader in sources])
+    return _dense(q, k, v, rule, lambda: keys_and_values(sources)[0])
   return _streamed(q, tuple(key_stream(source, reader) for source, reader in sources), rule, chunk_size)
 
 

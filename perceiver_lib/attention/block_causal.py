@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from perceiver_lib.attention.attend import choose_chunk_size
 from perceiver_lib.attention.capture import recorder
 from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
+from perceiver_lib.tokens import sum_type
 
 BLOCK_ROWS = 256
 """Latents a block, in whole timesteps; larger blocks compute more of the forbidden half on the diagonal."""
@@ -87,7 +88,7 @@ def _triangle(q: Array, k: Array, v: Array, time: Array, valid: Array | None, bl
     part = part.fold(logits, _allowed(time, valid, i, j, block), _part(v, j, block))
     return jax.tree.map(lambda x, new: _put(x, new, i, block), state, part), None
 
-  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1])
+  state = PartialSoftmax.empty(q.shape[:3], v.shape[-1], sum_type(q))
   state, _ = jax.lax.scan(fold, state, _block_pairs(q.shape[2], block))
   return state.output(), state.log_sum_exp()
 
@@ -99,7 +100,7 @@ def _forward(q, k, v, time, valid, block):
 
 def _backward(block, residuals, cotangents):
   q, k, v, time, valid, output, log_sum_exp = residuals
-  d_output = cotangents[0].astype(jnp.float32)
+  d_output = cotangents[0].astype(sum_type(q))
   correction = jnp.sum(d_output * output, axis=-1)
 
   def step(carry, pair):
@@ -113,7 +114,7 @@ def _backward(block, residuals, cotangents):
     d_k = _put(d_k, _part(d_k, j, block) + more_k, j, block)
     return (d_q, d_k, _put(d_v, _part(d_v, j, block) + more_v, j, block)), None
 
-  zeros = tuple(jnp.zeros(array.shape, jnp.float32) for array in (q, k, v))
+  zeros = tuple(jnp.zeros(array.shape, sum_type(array)) for array in (q, k, v))
   (d_q, d_k, d_v), _ = jax.lax.scan(step, zeros, _block_pairs(q.shape[2], block))
   return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from perceiver_lib.attention.capture import record_weights
 from perceiver_lib.attention.products import product
 from perceiver_lib.attention.softmax import MASKED_LOGIT
+from perceiver_lib.settings import check_counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class LatentWindow:
   num_start_latents: int
 
   def __post_init__(self):
+    check_counts(self, 'context_length', 'num_latents', 'num_start_latents')
     if not 1 <= self.num_start_latents <= self.num_latents <= self.context_length:
       raise ValueError(
         'A window needs 1 <= num_start_latents <= num_latents <= context_length; got '

@@ -21,6 +21,11 @@ Chosen = slice | Int[np.ndarray, '_']
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar('attention_recorder', default=None)
 
 
+def begins_with(name: str, prefix: str) -> bool:
+  """Whether an attention's name starts with another, component by component."""
+  return (name + '.').startswith(prefix + '.')
+
+
 @pytree_dataclass()
 class AttentionMap:
   """One attention: softmax weights, and the scaled logits before the softmax (the paper's Fig. 3 shows those)."""
@@ -36,12 +41,14 @@ class Recorder:
   Attributes:
     names: prefixes of the attentions to keep, None = all.
     heads, queries: indices to keep, None = all. Choosing a few bounds the memory of a map over a long input.
+    offered: names of all attentions that were computed.
   """
 
   names: tuple[str, ...] | None = None
   heads: Sequence[int] | None = None
   queries: Sequence[int] | None = None
   path: tuple[str, ...] = ()
+  offered: dict[str, None] = dataclasses.field(default_factory=dict)
   # jit returns a dict sorted by its keys, and an OrderedDict as it was: a rollout needs the order of computation.
   maps: dict[str, AttentionMap] = dataclasses.field(default_factory=collections.OrderedDict)
 
@@ -50,7 +57,8 @@ class Recorder:
     return '.'.join(self.path)
 
   def wanted(self) -> bool:
-    return self.names is None or any((self.name + '.').startswith(name + '.') for name in self.names)
+    self.offered.setdefault(self.name)
+    return self.names is None or any(begins_with(self.name, name) for name in self.names)
 
   def record(self, logits: Float[Array, 'b h i j'], weights: Float[Array, 'b h i j']) -> None:
     name, repeat = self.name, 1
@@ -155,11 +163,19 @@ def capture_attention(
 
   Returns:
     A function that returns `(output of function, {name: AttentionMap})`, in the order of computation.
+
+  Raises:
+    ValueError: for one string in place of several names, and, when called, for a name that no attention begins with.
   """
+  if isinstance(names, str):
+    raise ValueError(f'names must be a sequence of names, such as [{names!r}]; got the string {names!r}.')
 
   def captured(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, AttentionMap]]:
     new = Recorder(names=None if names is None else tuple(names), heads=heads, queries=queries)
     with recording_into(new):
-      return function(*args, **kwargs), new.maps
+      output = function(*args, **kwargs)
+    if unknown := [name for name in new.names or () if not any(begins_with(known, name) for known in new.offered)]:
+      raise ValueError(f'There is no attention named {unknown[0]!r}; there are {", ".join(new.offered)}.')
+    return output, new.maps
 
   return captured

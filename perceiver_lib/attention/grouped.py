@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from perceiver_lib.attention.softmax import PartialSoftmax, chunk_gradients, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, cleaned, keys_and_values_vjp
-from perceiver_lib.tokens import SOURCE_TIME, Tokens
+from perceiver_lib.tokens import Tokens, sum_type
 
 
 def first_segment_time(window: int | None) -> int:
@@ -39,17 +39,16 @@ class Plan(NamedTuple):
 
 
 def plan_chunks(tokens: Tokens, num_timesteps: int, window: int | None, chunk_size: int) -> Plan:
-  """Group 0 is the source, behind it one group a timestep from `first_segment_time` on; later inputs have none."""
+  """Group 0 is the source, behind it one group a timestep from `first_segment_time` on; padding has none.
+
+  Args:
+    tokens: as `tokens.readable` leaves them, so that what no timestep reads is padding.
+  """
   before = first_segment_time(window) - 1
   num_groups = num_timesteps - before
   # Clipped first: the difference of two extreme int32 times would wrap around and let the future in.
   group = jnp.clip(tokens.time.astype(jnp.int32), before, num_timesteps) - before
-  nowhere = tokens.time >= num_timesteps
-  if window is not None:
-    nowhere |= (group == 0) & (tokens.time != SOURCE_TIME)
-  if tokens.valid is not None:
-    nowhere |= ~tokens.valid
-  group = jnp.where(nowhere, num_groups, group)
+  group = jnp.where(tokens.valid, group, num_groups)
   order = jnp.argsort(group, axis=1, stable=True).astype(jnp.int32)
   counts = jax.vmap(lambda row: jnp.bincount(row, length=num_groups + 1))(group)[:, :num_groups].astype(jnp.int32)
   chunks = -(-counts // chunk_size)
@@ -102,7 +101,7 @@ def grouped_read(
   probe = jax.eval_shape(
     lambda: streams[0].project(streams[0].params, _chunk(streams[0].tokens, plans[0], jnp.int32(0), 1)[0])
   )
-  empty = PartialSoftmax.empty((b, h, s), probe[1].shape[-1])
+  empty = PartialSoftmax.empty((b, h, s), probe[1].shape[-1], sum_type(q))
   state = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (b, num_groups, *x.shape[1:])), empty)
   every = jnp.arange(b)
   for stream, plan in zip(streams, plans, strict=True):
@@ -129,7 +128,7 @@ def _backward(sizes, residuals, cotangents):
   # The maximum is a constant: it cancels in every finished softmax.
   _, d_denominator, d_numerator = cotangents
   every, chunk_size = jnp.arange(q.shape[0]), sizes[1]
-  d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
+  d_q, d_streams = jnp.zeros(q.shape, sum_type(q)), []
   for stream, plan in zip(streams, plans, strict=True):
 
     def step(index, carry, stream=stream, plan=plan):

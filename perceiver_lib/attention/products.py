@@ -4,6 +4,7 @@ Every product of a model, those of linear layers and those of attention, forward
 model with `mixed_precision` it rounds both operands to bfloat16 and sums in float32, which is what matrix units do
 fast. Parameters, their gradients, the residual stream, softmax, layer norms, losses and the optimizer stay float32, so
 no loss has to be scaled. Keys and values that wait for their product, in a chunk or in a cache, are kept in bfloat16.
+Under JAX_ENABLE_X64, all that is float32 otherwise is float64.
 It is for accelerators: on a CPU without matrix units single products ran twice as fast, but a training step of the 201M
 language model took 1.5 times as long as in float32.
 
@@ -21,7 +22,7 @@ same mathematics is not the same program. On CPU, a language model of 26 layers:
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +30,21 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from perceiver_lib.tokens import float_type, sum_type
+
 Operands = Literal['float32', 'bfloat16']
 
 
 def product(spec: str, a: Float[Array, '...'], b: Float[Array, '...'], operands: Operands = 'float32') -> Array:
-  """An einsum of two arrays with sums, result and gradients in float32 (gradients in the type of their operand).
+  """An einsum of two arrays with sums and result in float32, or in float64 (gradients in the type of their operand).
 
   Args:
     spec: such as 'bhik,bhjk->bhij', with every letter in at least two of its three parts.
-    a, b: float32 or bfloat16; one that is bfloat16 already has the other rounded too.
+    a, b: float32, float64 or bfloat16; one that is bfloat16 already has the other rounded too.
     operands: 'bfloat16' rounds both, also those of the gradient's two products.
   """
   if operands == 'float32' and jnp.bfloat16 not in (a.dtype, b.dtype):
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    return jnp.einsum(spec, a, b, preferred_element_type=sum_type(a, b))
   return _rounded_product(spec, a, b)
 
 
@@ -55,7 +58,8 @@ def _forward(spec: str, a: Array, b: Array) -> tuple[Array, tuple[Array, Array, 
   rounded = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
   # Empty arrays tell the backward pass the types of the operands.
   types = jnp.zeros(0, a.dtype), jnp.zeros(0, b.dtype)
-  return jnp.einsum(spec, *rounded, preferred_element_type=jnp.float32), (*rounded, *types)
+  result = jnp.einsum(spec, *rounded, preferred_element_type=jnp.float32)
+  return result.astype(sum_type(a, b)), (*rounded, *types)
 
 
 def _backward(spec: str, residuals: tuple[Array, Array, Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -78,6 +82,11 @@ def round_operands(model: nnx.Module) -> None:
       module.operands = 'bfloat16'
 
 
+def rounded(array: Float[Array, '...'], operands: Operands) -> Float[Array, '...']:
+  """The array as it waits for its product."""
+  return array.astype(jnp.bfloat16) if operands == 'bfloat16' else array
+
+
 def rows(channels: Float[Array, '*b c']) -> Float[Array, 'm c']:
   return rearrange(channels, '... c -> (...) c')
 
@@ -92,6 +101,9 @@ class Linear(nnx.Linear):
 
   operands: Operands = 'float32'
 
+  def __init__(self, *widths: int, **settings: Any):
+    super().__init__(*widths, param_dtype=float_type(), **settings)
+
   def __call__(self, channels: Float[Array, '*b c']) -> Float[Array, '*b d']:
     result = product('mc,cd->md', rows(channels), self.kernel[...], self.operands)
     return (result + self.bias[...][None]).reshape(*channels.shape[:-1], result.shape[-1])
@@ -100,5 +112,10 @@ class Linear(nnx.Linear):
 class LayerNorm(nnx.LayerNorm):
   """`nnx.LayerNorm` over rows."""
 
+  def __init__(self, num_channels: int, **settings: Any):
+    super().__init__(num_channels, param_dtype=float_type(), **settings)
+
   def __call__(self, channels: Float[Array, '*b c']) -> Float[Array, '*b c']:
-    return super().__call__(rows(channels)).reshape(channels.shape)
+    # flax asks for the wider of float64 and float32, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion('standard'):
+      return super().__call__(rows(channels)).reshape(channels.shape)

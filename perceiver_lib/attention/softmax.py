@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.products import product
@@ -27,9 +28,10 @@ class PartialSoftmax(NamedTuple):
   numerator: Float[Array, '*b i v']
 
   @classmethod
-  def empty(cls, shape: tuple[int, ...], num_value_channels: int) -> PartialSoftmax:
-    """Nothing read yet."""
-    return cls(jnp.full(shape, MASKED_LOGIT), jnp.zeros(shape), jnp.zeros((*shape, num_value_channels)))
+  def empty(cls, shape: tuple[int, ...], num_value_channels: int, dtype: DTypeLike) -> PartialSoftmax:
+    """Nothing read yet; `dtype` is that of the logits to come."""
+    denominator, numerator = jnp.zeros(shape, dtype), jnp.zeros((*shape, num_value_channels), dtype)
+    return cls(jnp.full_like(denominator, MASKED_LOGIT), denominator, numerator)
 
   def fold(
     self,
@@ -152,7 +154,7 @@ def chunk_gradients(
   d_output: Float[Array, 'b h i v'],
   shift: Float[Array, 'b h i'],
 ) -> tuple[Float[Array, 'b h i k'], Float[Array, 'b h j k'], Float[Array, 'b h j v']]:
-  """What a chunk of keys adds to the gradient of its queries, and its gradients of keys and values, in float32.
+  """What a chunk of keys adds to the gradient of its queries, and those of keys and values, in the type of sums.
 
   Args:
     log_sum_exp: what is known of the whole softmax.

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from perceiver_lib.attention.capture import Chosen
 from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
-from perceiver_lib.tokens import Tokens, pytree_dataclass, zero_invalid
+from perceiver_lib.tokens import Tokens, pytree_dataclass, sum_type, zero_invalid
 
 
 @pytree_dataclass(static=('project',))
@@ -55,12 +55,27 @@ def _is_float(leaf: Array) -> bool:
 
 
 def cleaned(tokens: Tokens) -> Tokens:
-  """The same tokens with zeros for the values and positions of padding."""
+  """The same tokens with zeros for the values of padding, and for positions at which no example has a token."""
   position = tokens.position
   if position is not None and tokens.valid is not None:
     shared = position.shape[0] != tokens.valid.shape[0]
-    position = position if shared else zero_invalid(position, tokens.valid)
+    position = zero_invalid(position, tokens.valid.any(axis=0, keepdims=True) if shared else tokens.valid)
   return dataclasses.replace(tokens, values=zero_invalid(tokens.values, tokens.valid), position=position)
+
+
+def refuse_out_of_range(adapter: Callable[[Tokens], Array], tokens: Tokens) -> None:
+  """Lets an adapter's tables refuse the least and the largest of all numbers, where these are known.
+
+  The chunks themselves are read in a compiled loop, where nothing can raise.
+  """
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tokens)):
+    return
+  tokens = cleaned(tokens)
+
+  def both(array: Array) -> Array:
+    return jnp.stack([array.min(axis=(0, 1)), array.max(axis=(0, 1))])[None]
+
+  adapter(Tokens(values=both(tokens.values), position=None if tokens.position is None else both(tokens.position)))
 
 
 def chunk_of(tokens: Tokens, index: Int[Array, ''], chunk_size: int) -> Tokens:
@@ -110,7 +125,7 @@ def streamed_attend(
   num_value_channels = jax.eval_shape(lambda: probe.project(probe.params, chunk_of(probe.tokens, jnp.int32(0), 1)))[
     1
   ].shape[-1]
-  state = PartialSoftmax.empty(q.shape[:3], num_value_channels)
+  state = PartialSoftmax.empty(q.shape[:3], num_value_channels, sum_type(q))
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
 
@@ -131,9 +146,9 @@ def _forward(q, streams, query_time, chunk_size):
 
 def _backward(chunk_size, residuals, cotangents):
   q, streams, query_time, output, log_sum_exp = residuals
-  d_output = cotangents[0].astype(jnp.float32)
+  d_output = cotangents[0].astype(sum_type(q))
   correction = jnp.sum(d_output * output, axis=-1)
-  d_q, d_streams = jnp.zeros(q.shape, jnp.float32), []
+  d_q, d_streams = jnp.zeros(q.shape, sum_type(q)), []
   for stream in streams:
     size = min(chunk_size, stream.tokens.num_tokens)
 

@@ -28,7 +28,8 @@ from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
 from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, streamed_logits
-from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
+from perceiver_lib.settings import check_counts
+from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend, readable
 
 SMALL_TIMESTEPS_LOGITS = 2**24
 """Inputs of a few tokens a timestep are read densely up to this many logits (64 MiB): chunks would be almost empty."""
@@ -76,6 +77,8 @@ def prefix_read(
     ValueError: if inputs carry no time or the window is empty.
   """
   check(sources, window)
+  check_counts({'chunk_size': chunk_size})
+  sources = _readable(sources, num_timesteps, window)
   num_rows, num_latents = num_timesteps * q.shape[2], q.shape[2]
 
   def allowed(rows: Chosen) -> Bool[Array, 'b 1 ts j']:
@@ -90,7 +93,7 @@ def prefix_read(
     k, v = keys_and_values(sources)
     repeated = repeat(scaled_logits(q, k), 'b h s j -> b h (t s) j', t=num_timesteps)
     mask = repeat(_allowed(sources, num_timesteps, window), 'b t j -> b 1 (t s) j', s=num_latents)
-    state = PartialSoftmax.empty(repeated.shape[:3], v.shape[-1]).fold(repeated, mask, v)
+    state = PartialSoftmax.empty(repeated.shape[:3], v.shape[-1], repeated.dtype).fold(repeated, mask, v)
   else:
     partials = timestep_partials(q, sources, num_timesteps=num_timesteps, window=window, chunk_size=chunk_size)
     # Recomputed in the backward pass: the prefixes would be kept through the whole processor.
@@ -101,6 +104,11 @@ def prefix_read(
 
 def _streams(sources: Sources) -> tuple[KeyStream, ...]:
   return tuple(key_stream(tokens, reader) for tokens, reader in sources)
+
+
+def _readable(sources: Sources, num_timesteps: int, window: int | None) -> list[tuple[Tokens, KeyValueReader]]:
+  after = None if window is None else -window
+  return [(readable(tokens, num_timesteps - 1, after=after), reader) for tokens, reader in sources]
 
 
 def _dense_is_better(q: Array, sources: Sources, num_timesteps: int) -> bool:
@@ -140,7 +148,7 @@ def timestep_partials(
   chunk_size: int | None = None,
 ) -> PartialSoftmax:
   """An unfinished softmax `[b, g, h, s]` for each group of inputs: first the source, then one group a timestep."""
-  num_groups = 1 + num_timesteps - first_segment_time(window)
+  sources, num_groups = _readable(sources, num_timesteps, window), 1 + num_timesteps - first_segment_time(window)
   if chunk_size is None:
     num_rows = q.shape[0] * q.shape[1] * q.shape[2]
     # A group fills whole chunks: a quarter of an average group wastes an eighth of the work at most.

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from perceiver_lib.data.base import package_files
+from perceiver_lib.data.user_files import read_image
 from perceiver_lib.tokens import AnyArray
 
 # Whole photographs are held out: crops of one photograph share its texture, so a split by crop would leak.
@@ -53,14 +54,6 @@ def photo_path(name: str) -> Path:
   return package_files('scikit-image', f'data/{name}')[0]
 
 
-def read_photo(path: str | Path) -> UInt8[np.ndarray, 'h w 3']:
-  """A photograph as RGB bytes; grey ones are repeated over the channels."""
-  from PIL import Image
-
-  with Image.open(path) as image:
-    return np.asarray(image.convert('RGB'))
-
-
 def halve(image: np.ndarray, factor: int) -> Float[np.ndarray, 'h w c']:
   """Mean over blocks of `factor` x `factor` pixels; rows and columns left over are cut off."""
   h, w = image.shape[0] // factor * factor, image.shape[1] // factor * factor
@@ -96,5 +89,5 @@ def pack_atlas(photos: Sequence[np.ndarray], *, min_side: int) -> PhotoAtlas:
 @functools.cache
 def shipped_atlas(split: str, min_side: int) -> PhotoAtlas:
   """Atlas of the photographs of 'train', 'validation' or 'test'."""
-  atlas = pack_atlas([read_photo(photo_path(name)) for name in SPLITS[split]], min_side=min_side)
+  atlas = pack_atlas([read_image(photo_path(name)) for name in SPLITS[split]], min_side=min_side)
   return jax.tree.map(jax.numpy.asarray, atlas)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Num, UInt32
 
+from perceiver_lib.settings import check_numbers
+
 
 def random_affine(
   key: Key[Array, ''] | UInt32[Array, '2'],
@@ -28,10 +30,10 @@ def random_affine(
     Images of the same type; bilinear, 0 outside the old frame, integers rounded.
 
   Raises:
-    ValueError: if max_scale is below 1.
+    ValueError: if max_scale is below 1 or another number negative.
   """
-  if max_scale < 1:
-    raise ValueError(f'max_scale is the largest zoom and must be at least 1; got {max_scale}.')
+  check_numbers({'max_scale': max_scale}, least=1)
+  check_numbers({'max_degrees': max_degrees, 'max_shear': max_shear, 'max_shift': max_shift}, least=0)
   amounts = jax.random.uniform(key, (5, len(images)), jnp.float32, -1.0, 1.0)
   angles = amounts[0] * jnp.deg2rad(jnp.float32(max_degrees))
   scales = jnp.exp(amounts[1] * jnp.log(jnp.float32(max_scale)))

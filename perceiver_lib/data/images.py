@@ -16,11 +16,13 @@ from einops import reduce
 from jaxtyping import UInt8
 
 from perceiver_lib.data.base import DataSet, Provenance, package_version, sha256
-from perceiver_lib.data.preparation import import_tfds, named_builder, open_splits, tfds_licence, user_path
+from perceiver_lib.data.preparation import import_tfds, named_builder, naming_damage, open_splits, tfds_licence
 from perceiver_lib.data.splits import stratified_split
+from perceiver_lib.data.user_files import files_below, image_suffixes, read_image, user_path
 
 BUNDLED = {'digits': 'perceiver_lib.data.digits', 'mnist5k': 'perceiver_lib.data.mnist5k'}
 FRACTIONS = {'train': 0.8, 'validation': 0.1, 'test': 0.1}
+_NAMES_OF_SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'dev', 'test', 'testing', 'eval'}
 MAX_CHECKSUM_BYTES = 2**30
 _CHOICES = (
   f"{' or '.join(map(repr, BUNDLED))} (bundled), a TFDS image set such as 'mnist' or 'cifar10', or a folder "
@@ -58,7 +60,8 @@ def load_images(
   if (folder := user_path(name_or_builder)) is not None:
     if not (folder / 'dataset_info.json').exists():
       return from_folder(folder, image_size=image_size, seed=seed)
-    builder = import_tfds().builder_from_directory(str(folder))
+    with naming_damage(folder):
+      builder = import_tfds().builder_from_directory(str(folder))
   elif isinstance(name_or_builder, str):
     builder = named_builder(name_or_builder, data_dir, kind='image', choices=_CHOICES)
   return _from_builder(builder, image_size, seed)
@@ -69,28 +72,17 @@ def from_folder(
 ) -> DataSet:
   """A folder of images with one sub-folder a class; classes are numbered in the order of their names.
 
-  If it has sub-folders train, validation and test, each with the same classes, these are the splits. Otherwise they
-  are stratified and random, 80 / 10 / 10 %. Images are read when asked for, as colour unless `grey`.
+  If its sub-folders are train, validation and test, each with the same classes, these are the splits. Otherwise they
+  are stratified and random, 80 / 10 / 10 %. Images are read when asked for, as colour unless `grey`; transparent pixels
+  lie on white. What is hidden and what programs put beside images is no data: see `user_files.files_below`.
 
   Raises:
     FileNotFoundError: if there is no such folder, or no image in it.
-    ValueError: if the splits differ in their classes.
+    ValueError: if images lie elsewhere than in a class, or the splits differ in their classes.
   """
-  from PIL import Image
-
   folder = Path(folder).expanduser()
-  suffixes = set(Image.registered_extensions())
-  has_splits = all((folder / split).is_dir() for split in FRACTIONS)
-  roots = {split: folder / split for split in FRACTIONS} if has_splits else {'all': folder}
-  paths = {
-    split: [p for p in sorted(root.glob('*/*')) if p.suffix.lower() in suffixes and not p.name.startswith('.')]
-    for split, root in roots.items()
-  }
-  if not all(paths.values()):
-    raise FileNotFoundError(
-      f'No images found in {folder}: expected one sub-folder a class with images in it, such as {folder}/cat/1.png, '
-      'or the same below train, validation and test.'
-    )
+  paths = _by_split(folder, files_below(folder, image_suffixes()))
+  has_splits = 'all' not in paths
   classes = {split: sorted({p.parent.name for p in part}) for split, part in paths.items()}
   names = next(iter(classes.values()))
   if different := [split for split in classes if classes[split] != names]:
@@ -121,8 +113,34 @@ def from_folder(
   )
 
 
+def _by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+  """The images of each split, or all of them under 'all'.
+
+  Raises:
+    FileNotFoundError: if there are none.
+    ValueError: if they lie elsewhere than in classes.
+  """
+  layout = (
+    f'Expected one sub-folder a class with images in it, such as {folder}/cat/1.png, or the same below train, '
+    'validation and test'
+  )
+  if not files:
+    raise FileNotFoundError(f'No images found in {folder}. {layout}.')
+  parts = {file: file.relative_to(folder).parts for file in files}
+  tops = sorted({place[0] for place in parts.values()})
+  has_splits = set(FRACTIONS) <= set(tops)
+  if not has_splits and all(top.lower() in _NAMES_OF_SPLITS for top in tops):
+    raise ValueError(f'{folder} has {", ".join(tops)}, which look like splits and not like classes. {layout}.')
+  for file, place in parts.items():
+    if len(place) != (3 if has_splits else 2) or (has_splits and place[0] not in FRACTIONS):
+      raise ValueError(f'{file} lies elsewhere than the images of a class. {layout}; move or remove it.')
+  if not has_splits:
+    return {'all': list(files)}
+  return {split: [file for file, place in parts.items() if place[0] == split] for split in FRACTIONS}
+
+
 class _FolderSource:
-  """Reads, turns upright and resizes one image file at a time."""
+  """Reads and resizes one image file at a time."""
 
   def __init__(self, paths, labels, ids, image_size, grey):
     self.paths, self.labels, self.ids, self.image_size, self.grey = paths, labels, ids, image_size, grey
@@ -131,14 +149,8 @@ class _FolderSource:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-      with Image.open(self.paths[index]) as file:
-        image = ImageOps.exif_transpose(file).convert('L' if self.grey else 'RGB')
-    except (UnidentifiedImageError, OSError) as error:
-      raise ValueError(f'{self.paths[index]} is not an image that Pillow can read ({error}): remove it.') from error
-    return {'id': self.ids[index], 'image': _sized(np.asarray(image), self.image_size), 'label': self.labels[index]}
+    image = _sized(read_image(self.paths[index], grey=self.grey), self.image_size)
+    return {'id': self.ids[index], 'image': image, 'label': self.labels[index]}
 
 
 class _TfdsSource:
@@ -228,9 +240,9 @@ def _files_checksum(paths: Sequence[Path], root: Path) -> tuple[str, str]:
   """Checksum of names and bytes, and a note if there are too many bytes to read them only for that."""
   files = [path for path in paths if path.is_file()]
   if sum(path.stat().st_size for path in files) > MAX_CHECKSUM_BYTES:
-    names = (f'{path.relative_to(root)} {path.stat().st_size}\n'.encode() for path in files)
+    names = (os.fsencode(f'{path.relative_to(root)} {path.stat().st_size}\n') for path in files)
     return sha256(names), 'more than 1 GiB, so the checksum covers names and sizes of the files only'
-  return sha256(part for path in files for part in (str(path.relative_to(root)).encode(), path.read_bytes())), ''
+  return sha256(part for path in files for part in (os.fsencode(path.relative_to(root)), path.read_bytes())), ''
 
 
 def full_range(examples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

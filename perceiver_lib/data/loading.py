@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from perceiver_lib.data.base import Source
+from perceiver_lib.settings import check_counts
 
 Batch = dict[str, Shaped[np.ndarray, 'b ...']]
 Transform = Callable[[Batch, np.random.Generator], Batch]
@@ -148,5 +149,4 @@ def _generator(seed: int, step: int) -> np.random.Generator:
 
 
 def _check_sizes(source: Source, batch_size: int) -> None:
-  if not len(source) or batch_size < 1:
-    raise ValueError(f'Batches need examples and a size of 1 or more; got {len(source)} examples, size {batch_size}.')
+  check_counts({'batch_size': batch_size, 'the number of examples': len(source)})

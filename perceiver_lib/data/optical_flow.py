@@ -20,6 +20,7 @@ from perceiver_lib.data import _photos
 from perceiver_lib.data._flow_scenes import MARGIN, direction, pixel_grid, render_scenes
 from perceiver_lib.data._photos import PhotoAtlas
 from perceiver_lib.data.base import DataSet, Provenance, package_files, package_version, sha256
+from perceiver_lib.data.user_files import read_image
 
 __all__ = [
   'FlowPairs',
@@ -167,7 +168,7 @@ def load_stereo_pair(*, scale: int = 8) -> tuple[dict[str, np.ndarray], Provenan
   paths = [
     package_files('scikit-image', f'data/motorcycle_{name}')[0] for name in ('left.png', 'right.png', 'disp.npz')
   ]
-  frames = np.stack([_photos.halve(_photos.read_photo(path), scale) for path in paths[:2]])
+  frames = np.stack([_photos.halve(read_image(path), scale) for path in paths[:2]])
   with np.load(paths[2]) as archive:
     disparity = archive['arr_0']
   height, width = frames.shape[1:3]

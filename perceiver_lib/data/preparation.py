@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +87,33 @@ def _remove_abandoned(root: Path) -> None:
 
 
 def read_prepared(folder: Path) -> dict[str, ArraySource]:
-  """Every split of a prepared set in memory, in the order of `id`: TFDS stores records in the order of a hash."""
-  builder = import_tfds().builder_from_directory(str(folder))
-  splits = {}
-  for name in builder.info.splits:
-    arrays = stack(builder.as_data_source(split=name))
-    order = np.argsort(arrays['id'])
-    splits[name] = ArraySource({key: value[order] for key, value in arrays.items()})
+  """Every split of a prepared set in memory, in the order of `id`: TFDS stores records in the order of a hash.
+
+  Raises:
+    ValueError: if its files are damaged.
+  """
+  tfds, splits = import_tfds(), {}
+  with naming_damage(folder):
+    builder = tfds.builder_from_directory(str(folder))
+    for name in ('train', 'validation', 'test'):
+      arrays = stack(builder.as_data_source(split=name))
+      order = np.argsort(arrays['id'])
+      splits[name] = ArraySource({key: value[order] for key, value in arrays.items()})
   return splits
 
 
-def user_path(name: Any) -> Path | None:
-  """The path that a data set's name is, if it begins with '.', '/' or '~' or is a `Path`; None = a name."""
-  is_path = isinstance(name, Path) or (isinstance(name, str) and name.startswith(('.', '/', '~')))
-  return Path(name).expanduser() if is_path else None
+@contextlib.contextmanager
+def naming_damage(folder: str | os.PathLike) -> Iterator[None]:
+  """Turns whatever a reader of damaged files stumbles over into one ValueError that names the folder to delete."""
+  try:
+    yield
+  except Exception as error:
+    raise _damaged(folder, error) from error
+
+
+def _damaged(folder: str | os.PathLike, error: Exception) -> ValueError:
+  cause = f'{type(error).__name__}: {error}'.splitlines()[0]
+  return ValueError(f'{os.fspath(folder)} is damaged ({cause}): delete it and prepare it again.')
 
 
 def named_builder(name: str, data_dir: str | os.PathLike | None, *, kind: str, choices: str) -> Any:
@@ -138,12 +151,16 @@ def open_splits(builder: Any, *, seed: int | None) -> tuple[dict[str, tuple[Any,
       try:
         sources[split] = builder.as_data_source(split=split)
       except NotImplementedError as error:
+        if not Path(str(builder.data_path)).exists():
+          continue  # TFDS looks at the format first, at the files later
         raise FileNotFoundError(
           f'{builder.name!r} in {builder.data_path} is prepared in a format without random access: convert it with '
           f'`tfds build {builder.name} --file_format=array_record --data_dir=DIR` and pass DIR as data_dir.'
         ) from error
       except (KeyError, AssertionError):  # absent, or nothing is prepared
         continue
+      except Exception as error:
+        raise _damaged(str(builder.data_path), error) from error
   if 'train' not in sources:
     raise FileNotFoundError(
       f'{builder.name!r} is not prepared in {builder.data_path}: on a machine with a network run `pip install '

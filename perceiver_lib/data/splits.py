@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,7 +20,7 @@ def stratified_split(
   Raises:
     ValueError: if the fractions don't sum to 1, or a part would be empty.
   """
-  if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) < 0:
+  if not (abs(sum(fractions.values()) - 1) <= 1e-9 and min(fractions.values()) >= 0):
     raise ValueError(f'The fractions of a split must be positive and sum to 1; they are {dict(fractions)}.')
   # RandomState's stream is frozen for ever, the newer Generator's is not (NumPy enhancement proposal 19).
   random = np.random.RandomState(seed)
@@ -72,7 +73,7 @@ def filled_by_hash(sizes: Mapping[str, int], *, test: float, validation: float) 
 
 
 def _hash(key: str) -> bytes:
-  return hashlib.sha256(key.encode()).digest()
+  return hashlib.sha256(os.fsencode(key)).digest()
 
 
 def _split_at(place: float, test: float, validation: float) -> str:

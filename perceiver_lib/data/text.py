@@ -148,7 +148,7 @@ class RandomCrops:
         f'{[corpus.num_bytes for corpus in self.corpora]} bytes, length {length}, batch size {batch_size}.'
       )
     weights = [corpus.num_bytes for corpus in self.corpora] if weights is None else weights
-    if len(weights) != len(self.corpora) or min(weights) <= 0:
+    if len(weights) != len(self.corpora) or not all(0 < weight < np.inf for weight in weights):
       raise ValueError(
         f'Mixing needs one positive weight a corpus; got {len(self.corpora)} corpora, weights {weights}.'
       )

@@ -19,12 +19,13 @@ from perceiver_lib.data.preparation import (
   data_directory,
   import_tfds,
   named_builder,
+  naming_damage,
   open_splits,
   tfds_licence,
-  user_path,
 )
 from perceiver_lib.data.splits import filled_by_hash
 from perceiver_lib.data.text import SEPARATOR, Documents
+from perceiver_lib.data.user_files import files_below, user_path
 
 BUNDLED = ('shakespeare', 'python_source')
 SUFFIXES = ('.txt', '.md', '.py')
@@ -39,8 +40,8 @@ def load_corpus(name: str | os.PathLike, *, data_dir: str | os.PathLike | None =
 
   Args:
     name: 'shakespeare' or 'python_source' (bundled); the name of a TFDS text set that has been prepared in the
-      array_record format, such as 'lm1b' or 'imdb_reviews'; or a path that begins with '.', '/' or '~', to a text
-      file or a folder of them (see `from_files`).
+      array_record format, such as 'lm1b' or 'imdb_reviews'; or a path to a text file or a folder of them that begins
+      with '.', '/' or '~', or has a separator in it (see `from_files`).
     data_dir: where TFDS sets lie. Default: TFDS's own (TFDS_DATA_DIR or ~/tensorflow_datasets).
 
   Raises:
@@ -58,6 +59,8 @@ def load_corpus(name: str | os.PathLike, *, data_dir: str | os.PathLike | None =
 def from_files(path: str | os.PathLike) -> DataSet:
   """A text file of the user, or all files of a folder (and below) that end in one of `SUFFIXES`, in memory.
 
+  What is hidden and what programs put beside files is no text: see `user_files.files_below`.
+
   From ten files on whole files are held out, chosen by a hash of their paths until they make up a tenth of the bytes;
   of fewer, each file is cut at line ends into 80 / 10 / 10 %, with a gap of a hundredth of the file between two parts.
 
@@ -66,9 +69,8 @@ def from_files(path: str | os.PathLike) -> DataSet:
     ValueError: if there is too little text to split.
   """
   path = Path(path).expanduser()
-  found = sorted(path.rglob('*')) if path.is_dir() else [path]
-  files = [file for file in found if file.is_file() and (file == path or file.suffix in SUFFIXES)]
-  if not files:
+  files = files_below(path, SUFFIXES) if path.is_dir() else [path]
+  if not files or not files[0].is_file():
     raise FileNotFoundError(f'{path} must be a text file, or a folder with files that end in {", ".join(SUFFIXES)}.')
   texts = {(file.relative_to(path).as_posix() if path.is_dir() else path.name): file.read_bytes() for file in files}
   splits: dict[str, dict[str, bytes]] = {'train': {}, 'validation': {}, 'test': {}}
@@ -99,9 +101,15 @@ def from_files(path: str | os.PathLike) -> DataSet:
 
 def _cut(text: bytes) -> tuple[bytes, bytes, bytes]:
   places = (int(share * len(text)) for share in (1 - 2 * HELD_OUT_SHARE, 1 - HELD_OUT_SHARE))
-  first, second = (text.find(b'\n', place) + 1 or place for place in places)
+  first, second = (text.find(b'\n', place) + 1 or _at_character(text, place) for place in places)
   gap = len(text) // 100
-  return text[:first], text[first + gap : second], text[second + gap :]
+  after_first, after_second = (_at_character(text, place + gap) for place in (first, second))
+  return text[:first], text[after_first:second], text[after_second:]
+
+
+def _at_character(text: bytes, place: int) -> int:
+  """The place, or the next one at which a character of UTF-8 begins."""
+  return next((at for at in range(place, min(place + 4, len(text))) if text[at] & 0xC0 != 0x80), place)
 
 
 def _from_builder(builder: Any, data_dir: str | os.PathLike | None) -> DataSet:
@@ -188,11 +196,10 @@ def open_corpus(folder: str | os.PathLike) -> Documents:
   folder = Path(folder)
   if not (folder / 'corpus.json').exists():
     raise FileNotFoundError(f'{folder} is no prepared corpus (it has no corpus.json): make it with write_corpus.')
-  expected = json.loads((folder / 'corpus.json').read_text())['bytes']
-  data = np.memmap(folder / 'bytes.bin', np.uint8, mode='r')
-  borders = np.load(folder / 'borders.npy')
-  if not len(data) == borders[-1] == expected:
-    raise ValueError(
-      f'{folder} is damaged: {len(data)} bytes where {expected} were written. Delete it and write it anew.'
-    )
+  with naming_damage(folder):
+    expected = json.loads((folder / 'corpus.json').read_text())['bytes']
+    data = np.memmap(folder / 'bytes.bin', np.uint8, mode='r')
+    borders = np.load(folder / 'borders.npy')
+    if not len(data) == borders[-1] == expected or (np.diff(borders, prepend=0) < 0).any():
+      raise ValueError(f'{len(data)} bytes where {expected} were written')
   return Documents(data=data, borders=borders)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from perceiver_lib.tokens import sum_type
+
 
 class Beams(NamedTuple):
   """Attributes: `tokens`, best beam first, zeros behind the end; `log_probabilities` of what stands before it."""
@@ -51,7 +53,7 @@ def beam_search(
     return rows(cache, b * num_beams, (batch * num_beams + parent).reshape(-1))
 
   def select(beams: Beams, finished: Array, logits: Array, place: Array) -> tuple[Beams, Array, Array]:
-    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).reshape(b, -1, num_outputs)
+    log_p = jax.nn.log_softmax(logits.astype(sum_type(logits)), axis=-1).reshape(b, -1, num_outputs)
     only_zero = jnp.where(jnp.arange(num_outputs) == 0, 0.0, -jnp.inf)
     log_p = jnp.where(finished[..., None], only_zero[None, None], log_p)
     total = beams.log_probabilities[..., None] + log_p

@@ -20,7 +20,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.caching import LatentWindow
-from perceiver_lib.tokens import AnyArray, Tokens
+from perceiver_lib.settings import check_counts, check_numbers
+from perceiver_lib.tokens import AnyArray, Tokens, sum_type
+
+NO_TOKEN = -1
+"""Stands where the logits were NaN, until the host notices."""
 
 
 @runtime_checkable
@@ -45,17 +49,16 @@ class Sampler:
   top_p: float | None = None
 
   def __post_init__(self):
-    if self.temperature < 0 or (self.top_p is not None and not 0 < self.top_p <= 1):
-      raise ValueError(
-        f'A sampler needs temperature >= 0 and top_p in (0, 1]; got {self.temperature} and {self.top_p}.'
-      )
+    check_numbers(self, 'temperature', least=0)
+    if self.top_p is not None and not 0 < self.top_p <= 1:
+      raise ValueError(f'top_p must be a number in (0, 1]; got {self.top_p}.')
 
   def filtered(self, logits: Float[Array, 'b e']) -> Float[Array, 'b e']:
     """The logits that are drawn from; -inf for tokens that never are."""
     if self.temperature == 0:
       best = jnp.arange(logits.shape[-1])[None] == jnp.argmax(logits, axis=-1, keepdims=True)
       return jnp.where(best, logits, -jnp.inf)
-    logits = logits.astype(jnp.float32) / self.temperature
+    logits = logits.astype(sum_type(logits)) / self.temperature
     if self.top_p is None:
       return logits
     order = jnp.argsort(-logits, axis=-1, stable=True)
@@ -148,19 +151,23 @@ def stream(
 
   Raises:
     ValueError: before the first token, for arguments that do not fit.
+    FloatingPointError: if the logits of a token are NaN.
   """
   prompts = np.asarray(prompts)
   valid = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid)
-  if prompts.ndim != 2 or valid.shape != prompts.shape or not valid.any(axis=1).all():
+  whole = np.issubdtype(prompts.dtype, np.integer) and valid.dtype == bool
+  if prompts.ndim != 2 or not whole or valid.shape != prompts.shape or not valid.any(axis=1).all() or not len(prompts):
     raise ValueError(
-      f'Prompts must be ids [batch, length], each with a valid token; got shapes {prompts.shape} and {valid.shape}.'
+      'Prompts must be integer ids [batch, length], each with a valid token, and valid be bool; got '
+      f'{prompts.dtype} {prompts.shape} and {valid.dtype} {valid.shape}.'
     )
-  if num_tokens < 1 or chunk_size < 1:
-    raise ValueError(f'num_tokens and chunk_size must be 1 or more; got {num_tokens} and {chunk_size}.')
+  check_counts({'num_tokens': num_tokens, 'chunk_size': chunk_size})
   b = len(prompts)
   prompt_lengths = valid.sum(axis=1)
-  if allowed is not None and (allowed.shape[0] not in (1, num_tokens) or not np.asarray(allowed).any(axis=1).all()):
-    raise ValueError(f'allowed must be [1 or {num_tokens}, vocabulary] with an id in each row; got {allowed.shape}.')
+  if allowed is not None:
+    allowed = np.asarray(allowed)
+    if allowed.ndim != 2 or allowed.shape[0] not in (1, num_tokens) or not allowed.any(axis=1).all():
+      raise ValueError(f'allowed must be [1 or {num_tokens}, vocabulary] with an id in each row; got {allowed.shape}.')
   if positions is not None:
     needed = int(prompt_lengths.max()) + num_tokens
     if positions.shape[0] not in (1, b) or positions.shape[1] < needed:
@@ -207,7 +214,14 @@ def _chunks(model, plan, constants, state, num_tokens, chunk_size, widths, first
         count = min(room, target - done)
         state = _advance(params, constants, state, jnp.int32(count), graphdef=graphdef, plan=plan)
         done, room = done + count, room - count
-    yield jax.device_get(state.tokens)[:, first + before : first + done]
+    tokens = jax.device_get(state.tokens)[:, first + before : first + done]
+    if (row_and_place := np.argwhere(tokens == NO_TOKEN)).size:
+      row, place = row_and_place[0]
+      raise FloatingPointError(
+        f'The logits of new token {before + place} of row {row} are NaN, so that nothing can be drawn: check the '
+        "model's weights, and that ids and positions lie within its tables."
+      )
+    yield tokens
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'plan', 'width'), donate_argnames='state')
@@ -245,12 +259,14 @@ def _advance(params, constants: _Constants, state: _State, count: Array, *, grap
 
 def _draw(state: _State, logits: Float[Array, 'b e'], constants: _Constants, plan: _Plan) -> _State:
   if constants.allowed is not None:
+    if constants.allowed.shape[1] != logits.shape[1]:
+      raise ValueError(f'allowed must have a column for each of {logits.shape[1]} ids; got {constants.allowed.shape}.')
     row = jnp.minimum(state.num_generated, constants.allowed.shape[0] - 1)
     logits = jnp.where(constants.allowed[row][None], logits, -jnp.inf)
   b = logits.shape[0]
   step_key = jax.random.fold_in(constants.key, state.num_generated)
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, jnp.arange(b))
-  token = plan.sampler(logits, keys)
+  token = jnp.where(jnp.max(logits, axis=-1) > -jnp.inf, plan.sampler(logits, keys), jnp.int32(NO_TOKEN))
   return state._replace(
     tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.length, axis=1),
     valid=jax.lax.dynamic_update_slice_in_dim(state.valid, jnp.ones((b, 1), bool), state.length, axis=1),

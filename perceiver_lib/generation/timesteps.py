@@ -17,6 +17,7 @@ from perceiver_lib.attention.caching import put
 from perceiver_lib.decoder import IdentityDecoderConfig
 from perceiver_lib.models.unified import Inputs, UnifiedPerceiver
 from perceiver_lib.models.unified_cached import UnifiedCache, latents_so_far, start, step
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens
 
 
@@ -31,6 +32,7 @@ class TimestepWindow:
   num_kept: int
 
   def __post_init__(self):
+    check_counts(self, 'max_timesteps', 'num_kept')
     if not 1 <= self.num_kept <= self.max_timesteps:
       raise ValueError(f'A window needs 1 <= num_kept <= max_timesteps; got {self.num_kept}, {self.max_timesteps}.')
 

@@ -98,10 +98,10 @@ def told(
   logits: Logits, model: nnx.Module, source: Int[np.ndarray, 'n m'], target: Int[np.ndarray, 'n t'], *, batch_size: int
 ) -> Int[np.ndarray, 'n t']:
   """The likeliest symbols where the right past is given at every timestep, as in training."""
-  batches = evaluation_batches(ArraySource({'source': source, 'target': target}), batch_size)
-  parts = [
-    np.asarray(logits(model, batch['source'], shifted(jnp.asarray(batch['target'])))).argmax(-1) for batch in batches
-  ]
+  parts = []
+  for batch in evaluation_batches(ArraySource({'source': source, 'target': target}), batch_size):
+    known = shifted(jnp.asarray(batch['target']))
+    parts.append(np.asarray(logits(model, batch['source'], known)).argmax(-1))
   return np.concatenate(parts)[: len(source)].astype(np.int32)
 
 

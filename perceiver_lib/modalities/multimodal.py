@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import AdapterConfig, table_initializer
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens
 
 
@@ -29,6 +30,10 @@ class ModalityAdaptersConfig:
   num_channels: int
 
   def __post_init__(self):
+    check_counts(self, 'num_channels')
+    names = [name for name, _ in self.modalities]
+    if not names or len(set(names)) < len(names):
+      raise ValueError(f'Modalities need one or more names, all different; got {names}.')
     widest = max(self.modalities, key=lambda item: item[1].num_channels)
     if widest[1].num_channels >= self.num_channels:
       raise ValueError(

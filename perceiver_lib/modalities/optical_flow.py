@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
 from perceiver_lib.positions import grid
-from perceiver_lib.tokens import AnyArray, Tokens
+from perceiver_lib.tokens import AnyArray, Tokens, float_type
 
 PAPER_TILE = (368, 496)
 """Height and width of the images that the published model was trained on."""
@@ -31,7 +31,7 @@ _SIDE = 3
 
 def normalise(frames: Num[AnyArray, '*shape']) -> Float[Array, '*shape']:
   """0..255 (bytes or floats) to [-1, 1], as published."""
-  return jnp.asarray(frames).astype(jnp.float32) / 255 * 2 - 1
+  return jnp.asarray(frames).astype(float_type()) / 255 * 2 - 1
 
 
 def neighbourhoods(frames: Float[AnyArray, 'b t h w c']) -> Float[Array, 'b t h w e']:
@@ -124,7 +124,7 @@ class ReadFlow:
 
 def standardised(frames: Num[AnyArray, 'b 2 h w 3']) -> Float[Array, 'b 2 h w 3']:
   """Frames in 0..255 without the mean and contrast of their pair: grey 127.5, and as much for a standard deviation."""
-  frames = jnp.asarray(frames).astype(jnp.float32)
+  frames = jnp.asarray(frames).astype(float_type())
   mean, spread = (statistic(frames, axis=(1, 2, 3, 4), keepdims=True) for statistic in (jnp.mean, jnp.std))
   return (frames - mean) / (spread + 4) * 127.5 + 127.5
 

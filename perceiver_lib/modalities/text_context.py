@@ -15,11 +15,12 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.adapters import embed_position
+from perceiver_lib.adapters import embed_position, look_up
 from perceiver_lib.attention.products import Linear
 from perceiver_lib.modalities.text import PAD, VOCAB_SIZE
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.settings import check_counts
+from perceiver_lib.tokens import Tokens, float_type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ class ContextAdapterConfig:
   num_id_channels: int
   num_channels: int
   position: FourierFeatures = FourierFeatures(num_bands=16, max_resolution=(32,))
+
+  def __post_init__(self):
+    check_counts(self, 'num_ids', 'num_embeddings', 'num_id_channels', 'num_channels')
 
   @classmethod
   def of_neighbourhoods(cls, radius: int, *, num_id_channels: int, num_channels: int) -> ContextAdapterConfig:
@@ -60,11 +64,12 @@ class ContextAdapter(nnx.Module):
     self.projection = Linear(width, config.num_channels, rngs=rngs)
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
-    """Raises a ValueError for values that are not ids [b, m, num_ids]."""
+    """Raises a ValueError for values that are not ids [b, m, num_ids] in the table."""
     count, values = self.config.num_ids, tokens.values
     if values.shape[2:] != (count,) or not jnp.issubdtype(values.dtype, jnp.integer):
       raise ValueError(f'This adapter takes integer ids [b, m, {count}]; got {values.dtype} of shape {values.shape}.')
-    channels = rearrange(self.table[...][values], 'b m k c -> b m (k c)')
+    channels = look_up(self.table[...], values[..., None], shape=(self.config.num_embeddings,), name='embeddings')
+    channels = rearrange(channels, 'b m k c -> b m (k c)')
     return self.projection(jnp.concatenate([channels, embed_position(self.config.position, tokens)], axis=-1))
 
 
@@ -93,4 +98,4 @@ def tokens_at(tokens: Tokens, places: Int[Array, 'b o'], valid: Bool[Array, 'b o
 
 
 def _coordinate(places: Int[Array, '*b o'], span: int) -> Float[Array, '*b o 1']:
-  return (2 * places.astype(jnp.float32) / span - 1)[..., None]
+  return (2 * places.astype(float_type()) / span - 1)[..., None]

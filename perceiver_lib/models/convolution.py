@@ -11,7 +11,8 @@ from einops import rearrange
 from flax import nnx
 
 from perceiver_lib.positions import grid
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.settings import check_counts
+from perceiver_lib.tokens import Tokens, float_type
 
 BATCH_NORM_EPSILON = 1e-5
 
@@ -29,6 +30,9 @@ class ConvolutionConfig:
 
   image_shape: tuple[int, int, int]
   num_channels: int = 64
+
+  def __post_init__(self):
+    check_counts(self, 'image_shape', 'num_channels')
 
   def build(self, rngs: nnx.Rngs) -> Convolution:
     return Convolution(self, rngs=rngs)
@@ -58,7 +62,7 @@ class Convolution(nnx.Module):
         f'The convolution needs [batch, {height * width}, {channels}], all pixels of {height} x {width}, without a '
         f'mask; got {shape}{"" if tokens.valid is None else " with one"}.'
       )
-    images = rearrange(tokens.values.astype(jnp.float32), 'b (y x) c -> b y x c', y=height)
+    images = rearrange(tokens.values.astype(float_type()), 'b (y x) c -> b y x c', y=height)
     images = jax.lax.conv_general_dilated(
       images, self.kernel[...], (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )

@@ -15,7 +15,8 @@ from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.settings import check_counts
+from perceiver_lib.tokens import Tokens, refuse_empty
 
 Sharing = Literal['all', 'all_but_first', 'none']
 
@@ -52,6 +53,8 @@ class PerceiverConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    sizes = ('num_latents', 'num_latent_channels', 'num_outputs', 'num_cross_attends')
+    check_counts(self, *sizes, 'num_blocks', 'num_self_attends_per_block')
     for name, allowed in (
       ('cross_attend_schedule', ('interleaved', 'start')),
       ('cross_attend_sharing', ('all', 'all_but_first', 'none')),
@@ -59,7 +62,7 @@ class PerceiverConfig:
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {", ".join(allowed)}; got {getattr(self, name)!r}.')
-    if self.cross_attend_schedule == 'interleaved' and not 1 <= self.num_cross_attends <= self.num_blocks:
+    if self.cross_attend_schedule == 'interleaved' and self.num_cross_attends > self.num_blocks:
       raise ValueError(
         f'Interleaved reads come at most once before each block: 1 to {self.num_blocks}; got {self.num_cross_attends}.'
       )
@@ -173,6 +176,7 @@ class Perceiver(nnx.Module):
       chunk_size, remat, rngs: see `models`.
     """
     config = self.config
+    refuse_empty(inputs)
     batch_size = (inputs if isinstance(inputs, Tokens) else next(iter(inputs.values()))).batch_size
     latents = Tokens(values=repeat(self.latents[...], 'n d -> b n d', b=batch_size))
     for block in range(config.num_blocks):

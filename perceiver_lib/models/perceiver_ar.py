@@ -23,6 +23,7 @@ from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.models import perceiver_ar_cached
 from perceiver_lib.models.last_inputs import gathered, last_valid, rank_from_end, read_inputs, validity
 from perceiver_lib.positions import Rotary, SinusoidalPositions
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens
 
 BYTES_AND_RESERVED = 259
@@ -62,6 +63,8 @@ class PerceiverARConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    check_counts(self, 'num_latents', 'num_latent_channels', 'num_outputs', 'num_self_attends')
+    check_counts(self, 'num_rotary_layers', least=0)
     for name, allowed in (
       ('latent_projection', ('linear', 'none')),
       ('key_norm', ('shared', 'query_norm')),
@@ -76,8 +79,6 @@ class PerceiverARConfig:
     vocabulary = getattr(self.input_adapter, 'num_embeddings', None)
     if self.output == 'tied' and vocabulary != self.num_outputs:
       raise ValueError(f'A tied head has one output for each of {vocabulary} embeddings; got {self.num_outputs}.')
-    if self.num_latents < 1:
-      raise ValueError(f'num_latents must be 1 or more; got {self.num_latents}.')
 
   @classmethod
   def of_bytes(

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-import jax
-import numpy as np
 from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float
@@ -26,7 +24,8 @@ from perceiver_lib.decoder import Decoder, DecoderConfig
 from perceiver_lib.models.convolution import ConvolutionConfig
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import InputQueries, LearnedQueries
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.settings import check_counts
+from perceiver_lib.tokens import Tokens, refuse_empty
 
 Outputs = Float[Array, 'b o e'] | dict[str, Float[Array, 'b o e']]
 
@@ -57,6 +56,7 @@ class PerceiverIOConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    check_counts(self, 'num_latents', 'num_latent_channels', 'num_blocks', 'num_self_attends_per_block')
     self.decoder.check(self.input_adapter)
 
   @classmethod
@@ -255,9 +255,9 @@ class PerceiverIO(nnx.Module):
     config = self.config
     if self.preprocessor is not None:
       inputs = self.preprocessor(inputs)
-    sources = [inputs] if isinstance(inputs, Tokens) else list(inputs.values())
-    _refuse_empty(sources)
-    latents = Tokens(values=repeat(self.latents[...], 'n d -> b n d', b=sources[0].batch_size))
+    refuse_empty(inputs)
+    batch_size = (inputs if isinstance(inputs, Tokens) else next(iter(inputs.values()))).batch_size
+    latents = Tokens(values=repeat(self.latents[...], 'n d -> b n d', b=batch_size))
     with named('encoder', 'cross_attention', 0):
       latents = self.cross_attends[0](latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
     for block in range(config.num_blocks):
@@ -301,16 +301,3 @@ class PerceiverIO(nnx.Module):
     if queries is None:
       queries = self.decoder.default_queries(inputs, latents.batch_size)
     return self.decode(latents, queries, chunk_size=decode_chunk_size, rngs=rngs)
-
-
-def _refuse_empty(sources: list[Tokens]) -> None:
-  known = [source.valid for source in sources]
-  if any(valid is None or isinstance(valid, jax.core.Tracer) for valid in known):
-    return
-  per_example = sum(np.asarray(source.checked('inputs').valid).sum(1) for source in sources)
-  if not per_example.all():
-    empty = int(np.argmin(per_example))
-    raise ValueError(
-      f'Every example needs at least one valid token of its {sum(s.num_tokens for s in sources)}; '
-      f'example {empty} of {len(per_example)} has none.'
-    )

@@ -17,9 +17,11 @@ from perceiver_lib.adapters import AdapterConfig, EmbeddingAdapterConfig, Learne
 from perceiver_lib.attention.caching import TokenCache, attend_cache, with_room
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import round_operands
+from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.blocks import LatentBlock, LayerConfig, layer_norm
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.positions import Rotary
+from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, zero_invalid
 
 
@@ -44,6 +46,7 @@ class TransformerConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    check_counts(self, 'num_layers', 'num_outputs')
     if self.output not in ('linear', 'tied'):
       raise ValueError(f'output must be linear or tied; got {self.output!r}.')
     if self.output == 'tied' and getattr(self.input_adapter, 'num_embeddings', None) != self.num_outputs:
@@ -163,6 +166,7 @@ class Transformer(nnx.Module):
     inputs = inputs.checked('inputs')
     if inputs.position is None:
       inputs = dataclasses.replace(inputs, position=jnp.arange(inputs.num_tokens, dtype=jnp.int32)[None, :, None])
+    inputs = cleaned(inputs)
     return dataclasses.replace(inputs, values=zero_invalid(self.input_adapter(inputs), inputs.valid))
 
   def _logits(self, tokens: Tokens) -> Float[Array, 'b m e']:

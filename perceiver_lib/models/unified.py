@@ -17,7 +17,7 @@ from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, table_initializer
+from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, look_up, table_initializer
 from perceiver_lib.attention.attend import joined_times, read
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
@@ -27,7 +27,8 @@ from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig,
 from perceiver_lib.models.last_inputs import latest, read_inputs
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import LearnedQueries
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.settings import check_counts
+from perceiver_lib.tokens import Tokens, refuse_empty, sum_type
 
 Inputs = Tokens | Mapping[str, Tokens]
 
@@ -49,11 +50,7 @@ class LearnedLatents:
   encoder_window: int | None = None
 
   def __post_init__(self):
-    if self.num_latents < 1 or self.num_timesteps < 1 or (self.encoder_window is not None and self.encoder_window < 1):
-      raise ValueError(
-        'num_latents, num_timesteps and encoder_window must be 1 or more; got '
-        f'{self.num_latents}, {self.num_timesteps} and {self.encoder_window}.'
-      )
+    check_counts(self, 'num_latents', 'num_timesteps', 'encoder_window')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +68,7 @@ class InputLatents:
   key_norm: Literal['shared', 'query_norm'] = 'shared'
 
   def __post_init__(self):
+    check_counts(self, 'num_latents')
     if self.projection not in ('linear', 'none') or self.key_norm not in ('shared', 'query_norm'):
       raise ValueError(
         'projection must be linear or none and key_norm shared or query_norm; got '
@@ -103,6 +101,7 @@ class UnifiedPerceiverConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
+    check_counts(self, 'num_latent_channels', 'num_blocks', 'num_self_attends_per_block')
     c, d = self.input_adapter.num_channels, self.num_latent_channels
     if isinstance(self.latents, LearnedLatents):
       if self.cross_attend.rotary is not None:
@@ -225,8 +224,8 @@ class UnifiedPerceiver(nnx.Module):
     """The read's queries, which are the same at every timestep."""
     cross_attend = self.cross_attends[0]
     q = cross_attend.attention.project_queries(cross_attend.query_norm(self.latents[...])[None], None)
-    # Broadcast as float32, in which the gradient is summed over the batch.
-    return jnp.broadcast_to(q.astype(jnp.float32), (batch_size, *q.shape[1:])).astype(q.dtype)
+    # Broadcast as at least float32, in which the gradient is summed over the batch.
+    return jnp.broadcast_to(q.astype(sum_type(q)), (batch_size, *q.shape[1:])).astype(q.dtype)
 
   def answer(self, heads: Float[Array, 'b h ts v'], time: Int[Array, ' t'], *, rngs: nnx.Rngs | None = None) -> Tokens:
     """The latents of these timesteps with what they read, and the timesteps' embedding."""
@@ -239,7 +238,8 @@ class UnifiedPerceiver(nnx.Module):
     latents = self.cross_attends[0].finish(latents, heads, rngs=rngs)
     if self.timesteps is None:
       return latents
-    embedding = repeat(self.timesteps[...][time], 't d -> 1 (t s) d', s=s)
+    table = self.timesteps[...]
+    embedding = repeat(look_up(table, time[:, None], shape=table.shape[:1], name='timesteps'), 't d -> 1 (t s) d', s=s)
     return dataclasses.replace(latents, values=latents.values + embedding)
 
   def read(
@@ -252,6 +252,7 @@ class UnifiedPerceiver(nnx.Module):
   ) -> Tokens:
     """The encoder alone: latents before the first block. The arguments are those of `encode`."""
     config = self.config.latents
+    refuse_empty(inputs)
     if isinstance(config, InputLatents):
       if num_timesteps is not None:
         raise ValueError(f'Latents made of inputs take their timesteps; got num_timesteps={num_timesteps}.')

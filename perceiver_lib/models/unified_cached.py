@@ -104,7 +104,7 @@ def step(model: UnifiedPerceiver, cache: UnifiedCache, inputs: Inputs) -> tuple[
   """
   time, s = cache.next_step, model.config.latents.num_latents
   q = model.question(cache.latents.shape[0])
-  new = PartialSoftmax.empty(q.shape[:3], cache.source.numerator.shape[-1])
+  new = PartialSoftmax.empty(q.shape[:3], cache.source.numerator.shape[-1], cache.source.numerator.dtype)
   for tokens, reader in _sources(model, inputs):
     k, v = reader(cleaned(tokens))
     new = new.fold(scaled_logits(q, k), None if tokens.valid is None else tokens.valid[:, None, None], v)

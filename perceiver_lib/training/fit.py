@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from perceiver_lib.settings import check_counts, check_numbers
 from perceiver_lib.training import checkpoints, sharding
 from perceiver_lib.training.checkpoints import Checkpointing
 from perceiver_lib.training.host import keep_freed_memory
@@ -122,11 +123,13 @@ def fit(
     checkpoints.CheckpointError: if a checkpoint cannot be written.
     ValueError: for batches, losses or settings that do not fit.
   """
-  _check(num_steps, evaluate, evaluations)
+  _check(num_steps, evaluate, evaluations, log_every, ema_decay)
   keep_freed_memory()
   log_every = log_every or max(1, num_steps // 100)
   evaluate_every = max(1, num_steps // evaluations)
 
+  if not callable(batches):
+    raise ValueError(f'batches must be a function from a step to an iterator; got a {type(batches).__name__}.')
   example = _next_batch(batches(0), 1)
   num_examples = max(np.shape(value)[0] for value in example.values() if np.ndim(value))
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -208,11 +211,11 @@ def fit(
   )
 
 
-def _check(num_steps: int, evaluate: Callable | None, evaluations: int) -> None:
-  if num_steps < 1:
-    raise ValueError(f'num_steps must be at least 1; got {num_steps}.')
-  if evaluations < 1:
-    raise ValueError(f'evaluations must be at least 1, the one after the last step; got {evaluations}.')
+def _check(
+  num_steps: int, evaluate: Callable | None, evaluations: int, log_every: int | None, ema_decay: float | None
+) -> None:
+  check_counts({'num_steps': num_steps, 'evaluations': evaluations, 'log_every': log_every})
+  check_numbers({'ema_decay': ema_decay}, least=0, below=1)
   if evaluations > 1 and evaluate is None:
     raise ValueError('evaluations does nothing without evaluate; give it or drop it.')
 
@@ -261,6 +264,9 @@ def _compiled(train_step: Callable, leaves: list[jax.Array], structure: Any, exa
       raise ValueError('loss_fn must not add variables to the model or take any away; capture intermediates elsewhere.')
     return new
 
+  if jax.config.jax_debug_nans or jax.config.jax_debug_infs or jax.config.jax_disable_jit:
+    # These look at single operations, which a compiled step does not show; and they may need its inputs again.
+    return functools.partial(flat_step.__wrapped__)
   return flat_step.lower(leaves, example).compile()
 
 
@@ -281,10 +287,15 @@ def _window_means(state, step: int, log_every: int, store: checkpoints.Checkpoin
 
 
 def _next_batch(stream: Iterator[Batch], step: int) -> Batch:
+  if not isinstance(stream, Iterator):
+    raise ValueError(f'batches must return an iterator of batches, such as iter([...]); got a {type(stream).__name__}.')
   try:
-    return next(stream)
+    batch = next(stream)
   except StopIteration:
     raise ValueError(f'batches ended before step {step}; it must yield as many batches as there are steps.') from None
+  if not isinstance(batch, Mapping):
+    raise ValueError(f'A batch must be a dict of arrays by name; batch {step - 1} is a {type(batch).__name__}.')
+  return batch
 
 
 def _shapes(batch: Batch) -> str:

@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from perceiver_lib.settings import check_numbers
+from perceiver_lib.tokens import sum_type
+
 
 def cross_entropy(
   logits: Float[Array, '*positions e'],
@@ -15,7 +18,7 @@ def cross_entropy(
   reduction: str = 'mean',
   z_loss: float = 0.0,
 ) -> Float[Array, '...']:
-  """Softmax cross-entropy in nats, in float32 whatever the dtype of the logits.
+  """Softmax cross-entropy in nats, in float32, or in float64 where the logits are.
 
   A label outside [0, e) makes the loss NaN, so that the loss guard of `fit` reports it; JAX cannot raise inside jit.
 
@@ -37,9 +40,10 @@ def cross_entropy(
     )
   if valid is not None and valid.shape != labels.shape:
     raise ValueError(f'valid must have the shape of the labels, {labels.shape}; got {valid.shape}.')
+  check_numbers({'z_loss': z_loss}, least=0)
   if reduction not in ('mean', 'sum', 'none'):
     raise ValueError(f"reduction must be 'mean', 'sum' or 'none'; got {reduction!r}.")
-  logits = logits.astype(jnp.float32)
+  logits = logits.astype(sum_type(logits))
   if valid is not None:
     # Masked before the softmax: masking the result only would leave NaN in the gradient (0 x NaN).
     logits = jnp.where(valid[..., None], logits, 0.0)
@@ -57,4 +61,4 @@ def cross_entropy(
     return loss
   if reduction == 'sum':
     return loss.sum()
-  return loss.mean() if valid is None else loss.sum() / jnp.maximum(valid.sum(dtype=jnp.float32), 1.0)
+  return loss.mean() if valid is None else loss.sum() / jnp.maximum(valid.sum(dtype=loss.dtype), 1.0)

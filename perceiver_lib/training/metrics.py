@@ -17,14 +17,14 @@ Weighted = Num[Array, 'b ...'] | tuple[Num[Array, 'b ...'], Num[Array, 'b ...'] 
 
 
 def correct(logits: Float[Array, '*positions e'], labels: Int[Array, '...']) -> Float[Array, '*positions']:
-  """1 where the highest score is the label's, 0 elsewhere.
+  """1 where the highest score is the label's, 0 elsewhere; NaN where a score is.
 
   Raises:
     ValueError: if there is not one label per row of logits.
   """
   if labels.shape != logits.shape[:-1]:
     raise ValueError(f'correct needs labels of shape {logits.shape[:-1]}; got {labels.shape}.')
-  return (logits.argmax(-1) == labels).astype(jnp.float32)
+  return jnp.where(jnp.isnan(logits).any(-1), jnp.nan, (logits.argmax(-1) == labels).astype(jnp.float32))
 
 
 def accuracy(

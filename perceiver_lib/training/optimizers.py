@@ -9,6 +9,8 @@ import optax
 from jaxtyping import Array
 from optax import contrib
 
+from perceiver_lib.settings import check_counts, check_numbers
+
 
 def decay_mask(params: Any) -> Any:
   """True where weight decay applies: everything but biases and norm scales.
@@ -31,6 +33,7 @@ def adamw_warmup_cosine(
   Raises:
     ValueError: if the warm-up leaves no step for the cosine.
   """
+  check_numbers({'peak': peak, 'weight_decay': weight_decay, 'clip': clip}, least=0)
   if not 0 <= warmup_steps < num_steps:
     raise ValueError(f'warmup_steps must be in [0, num_steps); got {warmup_steps} of {num_steps} steps.')
   # One past the end: the last update still has a learning rate above zero, and so has the first.
@@ -44,6 +47,8 @@ def muon_and_adam(num_steps: int, *, learning_rate: float, matrix_learning_rate:
   Muon's step has the same size in all directions of a matrix. Tables of embeddings, positions, latents and queries, and
   the final projection, are no maps between hidden channels: Adam trains them, with the biases and scales.
   """
+  check_counts({'num_steps': num_steps})
+  check_numbers({'learning_rate': learning_rate, 'matrix_learning_rate': matrix_learning_rate}, least=0)
   warmup = max(1, num_steps // 20)
 
   def schedule(peak: float) -> optax.Schedule:

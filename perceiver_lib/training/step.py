@@ -43,6 +43,8 @@ def initial_state(params, rest, optimizer, seed, loss_of, example, *, ema: bool)
     raise ValueError(
       f'loss_fn must return (scalar float loss, dict of scalars); got a loss of {loss.shape} {loss.dtype}.'
     )
+  if taken := {'loss', 'gradient_norm'} & set(metrics):
+    raise ValueError(f'loss_fn must call its metrics otherwise than {", ".join(sorted(taken))}, which fit records.')
   for name, metric in metrics.items():
     if metric.shape != ():
       raise ValueError(f'metric {name!r} of loss_fn must be a scalar, a mean over the batch; got shape {metric.shape}.')
@@ -84,7 +86,7 @@ def make_train_step(loss_of: Callable, optimizer: Any, ema_decay: float | None, 
       count = step.astype(jnp.float32)
       decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
       new['ema'] = jax.tree.map(
-        lambda average, value: average + ((1.0 - decay) * (value - average)).astype(average.dtype),
+        lambda average, value: average + (1.0 - decay).astype(average.dtype) * (value - average),
         state['ema'],
         new['params'],
       )

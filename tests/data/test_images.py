@@ -9,6 +9,8 @@ from PIL import Image
 
 from perceiver_lib.data import from_folder, load_images, stack, training_batches
 from perceiver_lib.data.images import _files_checksum, full_range, halved
+from perceiver_lib.data.user_files import image_suffixes, read_image
+from tests.support import write_litter
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -100,7 +102,7 @@ def test_classic_tfds_sets_by_mock():
 
 
 def test_sets_that_are_not_there(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r'tfds build mnist --file_format=array_record --data_dir=DIR'):
+  with pytest.raises(FileNotFoundError, match=r'not prepared in .*tfds build mnist --file_format=array_record'):
     load_images('mnist', data_dir=tmp_path)
   with pytest.raises(FileNotFoundError, match="There is no image set 'mnits'"):
     load_images('mnits', data_dir=tmp_path)
@@ -138,10 +140,12 @@ def write_pictures(folder, count, size=(9, 6)):
     for i in range(count):
       Image.new('RGB', size, (200 * label, i, 0)).save(folder / name / f'{i}.png')
   (folder / 'cat' / 'notes.txt').write_text('not an image')
+  (folder / 'cat' / 'table.h5').write_text('not an image')
 
 
 def test_folder_with_a_sub_folder_a_class(tmp_path):
   write_pictures(tmp_path, 20)
+  write_litter(tmp_path, 'cat/0.png')
   data = load_images(tmp_path, image_size=(4, 5))
   assert data.provenance.counts == {'train': 32, 'validation': 4, 'test': 4}
   for split in SPLITS:
@@ -165,6 +169,80 @@ def test_folder_with_its_own_splits(tmp_path):
   (tmp_path / 'test' / 'dog').rename(tmp_path / 'test' / 'wolf')
   with pytest.raises(ValueError, match='must have the same classes'):
     from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('layout', 'sentence'),
+  [
+    ('train/1.png test/1.png', 'has test, train, which look like splits'),
+    ('train/1.png', 'has train, which look like splits'),
+    ('train/cat/1.png val/cat/1.png test/cat/1.png', 'has test, train, val, which'),
+    ('train/1.png validation/1.png test/1.png', '1.png lies elsewhere'),
+    ('train/cat/1.png validation/cat/1.png test/cat/1.png more/cat/1.png', 'more/cat/1.png lies elsewhere'),
+    ('cat/1.png dog/1.png 1.png', '1.png lies elsewhere'),
+    ('cat/1.png dog/young/1.png', 'dog/young/1.png lies elsewhere'),
+  ],
+)
+def test_no_image_is_left_out_or_labelled_by_a_split(tmp_path, layout, sentence):
+  for place in layout.split():
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_bytes(b'')
+  with pytest.raises(ValueError, match=sentence):
+    from_folder(tmp_path)
+
+
+def test_classes_may_be_called_train_among_others(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write_pictures(tmp_path / 'data' / 'vehicles', 10)
+  (tmp_path / 'data' / 'vehicles' / 'cat').rename(tmp_path / 'data' / 'vehicles' / 'train')
+  assert load_images('data/vehicles').provenance.source.endswith('classes dog, train')
+
+
+RAMP = np.tile(np.linspace(0, 255, 40), (4, 1))
+DEEP = Image.fromarray(np.rint(RAMP * 257).astype(np.uint16))
+SHALLOW = Image.fromarray(np.rint(RAMP).astype(np.uint8))
+
+
+def with_alpha(mode):
+  """Black that is the more opaque the darker the ramp is: the same ramp on white."""
+  image = Image.new(mode, SHALLOW.size)
+  image.putalpha(Image.fromarray(255 - np.asarray(SHALLOW)))
+  return image
+
+
+@pytest.mark.parametrize(
+  ('name', 'image', 'settings'),
+  [
+    *((f'{mode}.{suffix}', SHALLOW.convert(mode), {}) for mode, suffix in [('L', 'png'), ('P', 'gif'), ('RGB', 'bmp')]),
+    *((f'{mode}.tif', SHALLOW.convert(mode), {}) for mode in ('RGBX', 'CMYK', 'YCbCr')),
+    ('LAB.tif', SHALLOW.convert('RGB').convert('LAB'), {}),
+    *((f'alpha {mode}.png', with_alpha(mode), {}) for mode in ('LA', 'RGBA')),
+    *((f'16.{suffix}', DEEP, {}) for suffix in ('png', 'tif', 'pgm', 'jp2')),
+    ('big_endian.tif', Image.frombytes('I;16B', DEEP.size, np.asarray(DEEP).astype('>u2').tobytes()), {}),
+    ('white is transparent.png', DEEP, {'transparency': 65535}),
+    ('colour.png', SHALLOW.convert('RGB'), {'transparency': (255, 255, 255)}),
+  ],
+)
+@pytest.mark.parametrize('grey', [False, True])
+def test_every_kind_of_pixel_keeps_its_brightness(tmp_path, name, image, settings, grey):
+  image.save(tmp_path / name, **settings)
+  assert {(tmp_path / name).suffix} <= image_suffixes()
+  read = read_image(tmp_path / name, grey=grey).astype(int)
+  assert np.abs(read - np.rint(RAMP if grey else RAMP[..., None])).max() <= 2
+
+
+@pytest.mark.parametrize(
+  ('image', 'sentence'),
+  [
+    (Image.fromarray(RAMP.astype(np.int32)), 'mode I, whose black and white are unknown'),
+    (Image.fromarray(RAMP.astype(np.float32)), 'mode F, whose black and white are unknown'),
+    (None, 'pixels.tif is not an image'),
+  ],
+)
+def test_pixels_of_unknown_meaning_are_refused(tmp_path, image, sentence):
+  (tmp_path / 'pixels.tif').write_bytes(b'') if image is None else image.save(tmp_path / 'pixels.tif')
+  with pytest.raises(ValueError, match=sentence):
+    read_image(tmp_path / 'pixels.tif')
 
 
 def test_photographs_are_turned_upright(tmp_path):

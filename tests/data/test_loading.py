@@ -114,7 +114,7 @@ def test_bad_input_gets_one_sentence():
     stack(Ragged())
   with pytest.raises(ValueError, match='same number of rows'):
     ArraySource({'a': np.zeros(3), 'b': np.zeros(4)})
-  with pytest.raises(ValueError, match='got 0 examples'):
+  with pytest.raises(ValueError, match='the number of examples must be whole, 1 or more; got 0'):
     training_batches(Lazy(0, 0), 5, seed=0)
-  with pytest.raises(ValueError, match='size 0'):
+  with pytest.raises(ValueError, match='batch_size must be whole, 1 or more; got 0'):
     next(evaluation_batches(Lazy(), 0))

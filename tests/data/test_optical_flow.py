@@ -16,6 +16,7 @@ from perceiver_lib.data.optical_flow import (
   render_scenes,
   two_motions,
 )
+from perceiver_lib.data.user_files import read_image
 from perceiver_lib.modalities.optical_flow import warp
 from perceiver_lib.scores.flow import flow_metrics
 
@@ -160,8 +161,7 @@ def test_no_photograph_is_in_two_splits():
   assert len(names) == len(set(names)) == 15
   assert not any('motorcycle' in name for name in names)
   pixels = {
-    split: {_photos.read_photo(_photos.photo_path(name)).tobytes() for name in names}
-    for split, names in _photos.SPLITS.items()
+    split: {read_image(_photos.photo_path(name)).tobytes() for name in names} for split, names in _photos.SPLITS.items()
   }
   assert not pixels['train'] & pixels['test'] and not pixels['train'] & pixels['validation']
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,13 @@ def slow(table):
 ImageTable.read = slow
 print(len(digits.load(sys.argv[1]).train), 'tensorflow' in sys.modules)
 """
+
+
+@pytest.fixture(scope='module')
+def prepared_digits(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('prepared')
+  digits.load(folder)
+  return folder
 
 
 def start(folder, seconds):
@@ -68,6 +76,19 @@ def test_a_prepared_set_is_read_not_prepared_again(tmp_path, monkeypatch):
   first = digits.load(tmp_path)
   monkeypatch.setattr(ImageTable, 'read', lambda table: pytest.fail('prepared twice'))
   np.testing.assert_array_equal(first.test.arrays['image'], digits.load(tmp_path).test.arrays['image'])
+
+
+@pytest.mark.parametrize('damage', ['cut', 'garbage', 'absent'])
+@pytest.mark.parametrize('part', ['*train*', '*test*', 'dataset_info.json', 'features.json'])
+def test_damage_is_one_sentence_that_says_what_to_delete(prepared_digits, tmp_path, part, damage):
+  folder = shutil.copytree(prepared_digits / 'digits' / '1.0.0', tmp_path / 'digits' / '1.0.0')
+  for file in folder.glob(part):
+    if damage == 'absent':
+      file.unlink()
+    else:
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 3] if damage == 'cut' else b'\xff' * 70_000)
+  with pytest.raises(ValueError, match=r'digits/1\.0\.0 is damaged .*: delete it and prepare it again'):
+    digits.load(tmp_path)
 
 
 def test_argument_then_environment_then_home(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from perceiver_lib.data import load_corpus
 from perceiver_lib.data.text import RandomCrops
 from perceiver_lib.data.text_sources import open_corpus, write_corpus
+from tests.support import write_litter
 
 
 def test_a_corpus_is_written_as_a_stream_and_mapped(tmp_path):
@@ -40,7 +41,7 @@ def test_damage_is_named(tmp_path):
     open_corpus(tmp_path)
   write_corpus([b'one'], tmp_path / 'corpus')
   (tmp_path / 'corpus' / 'bytes.bin').write_bytes(b'on')
-  with pytest.raises(ValueError, match='damaged: 2 bytes where 3'):
+  with pytest.raises(ValueError, match=r'corpus is damaged \(ValueError: 2 bytes where 3 were written\): delete it'):
     open_corpus(tmp_path / 'corpus')
 
 
@@ -59,10 +60,18 @@ def test_one_file_is_cut_at_line_ends_with_gaps(tmp_path):
   assert [len(part) / len(whole) for part in parts] == pytest.approx([0.8, 0.09, 0.09], abs=0.005)
 
 
+@pytest.mark.parametrize('text', ['é猫🎉\n' * 315, '猫' * 1001])
+def test_no_part_begins_or_ends_inside_a_character(tmp_path, text):
+  (tmp_path / 'book.txt').write_text(text)
+  data = load_corpus(tmp_path / 'book.txt')
+  assert all(part.joined().decode() in text for part in (data.train, data.validation, data.test))
+
+
 def test_of_many_files_whole_ones_are_held_out(tmp_path):
   for i in range(30):
     (tmp_path / f'{i}.txt').write_bytes(f'file {i}'.encode() * 10)
   (tmp_path / 'picture.png').write_bytes(b'not text')
+  write_litter(tmp_path, '0.txt')
   data = load_corpus(tmp_path)
   names = [set(part.names) for part in (data.train, data.validation, data.test)]
   assert set.union(*names) == {f'{i}.txt' for i in range(30)}

@@ -269,5 +269,5 @@ def test_windows_and_samplers_refuse_what_cannot_be():
   with pytest.raises(ValueError, match='num_start_latents <= num_latents <= context_length'):
     LatentWindow(context_length=10, num_latents=6, num_start_latents=7)
   for bad in ({'temperature': -1.0}, {'top_p': 0.0}):
-    with pytest.raises(ValueError, match='A sampler needs'):
+    with pytest.raises(ValueError, match=r'(temperature|top_p) must be a number'):
       Sampler(**bad)

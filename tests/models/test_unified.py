@@ -354,7 +354,7 @@ def test_refuses_what_it_cannot_do():
     dataclasses.replace(CONFIG, cross_attend=LayerConfig(num_heads=1, rotary=Rotary()))
   with pytest.raises(ValueError, match='inputs as wide as the latents, 14 channels; got 11'):
     dataclasses.replace(CONFIG, latents=InputLatents(num_latents=3, projection='none'))
-  with pytest.raises(ValueError, match='must be 1 or more; got 2, 3 and 0'):
+  with pytest.raises(ValueError, match='encoder_window must be whole, 1 or more; got 0'):
     LearnedLatents(num_latents=2, num_timesteps=3, encoder_window=0)
   model = model_of(dataclasses.replace(CONFIG, decoder=IdentityDecoderConfig(num_outputs=OUTPUTS)))
   with pytest.raises(ValueError, match='identity decoder, whose outputs are its latents; got queries'):

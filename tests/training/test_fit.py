@@ -235,8 +235,12 @@ def test_loss_guard_names_the_first_bad_step_and_keeps_the_last_good_state(tmp_p
 
 def test_settings_that_would_do_nothing_or_mislead_are_refused():
   for changes, sentence in [
-    ({'num_steps': 0}, 'at least 1'),
-    ({'evaluations': 0}, 'at least 1, the one after the last step'),
+    ({'num_steps': 0}, 'num_steps must be whole, 1 or more; got 0'),
+    ({'evaluations': 0}, 'evaluations must be whole, 1 or more; got 0'),
+    ({'log_every': -1}, 'log_every must be whole, 1 or more; got -1'),
+    ({'ema_decay': float('nan')}, 'ema_decay must be a number in'),
+    ({'ema_decay': 1.5}, 'ema_decay must be a number in'),
+    ({'loss_fn': lambda m, b, rngs: (m(b['x']).sum(), {'loss': m(b['x']).sum()})}, 'metrics otherwise than loss'),
     ({'evaluate': None, 'evaluations': 3}, 'does nothing without evaluate'),
     ({'batches': lambda start: iter([make_batch(0)] * 4)}, 'ended before step 5'),
     ({'batches': lambda start: iter([make_batch(0), make_batch(1, size=9)])}, r'batch 1 has x \(9, 7\)'),
