@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from perceiver_lib.attention.capture import AttentionMap, capture_attention
 from perceiver_lib.attention.rollout import attention_rollout
-from perceiver_lib.data import pronunciation
+from perceiver_lib.data.dates import PAD
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
 from perceiver_lib.experiments.measuring import measure, peak_bytes
 from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.lessons.tour import random_bytes
+from perceiver_lib.lessons.unified_io_ar_tasks import shifted
 from perceiver_lib.modalities.text import ByteTokenizer, hidden_words
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.parameters import abstract, filled
@@ -156,19 +157,6 @@ def read_while_learning(
     return {'lookup': lookup.max(), 'map': weights[0].astype(np.float16)}
 
   return snapshot
-
-
-# Words.
-
-
-def letter_by_letter(source: pronunciation.WordSource, count: int) -> pronunciation.WordSource:
-  """The first words of five to ten letters that have a phoneme for each letter: most are aligned one to one."""
-  num_phonemes = (source.arrays['phonemes'] >= pronunciation.FIRST_PHONEME).sum(1)
-  num_letters = (source.arrays['letters'] != pronunciation.PAD).sum(1)
-  [rows] = np.nonzero((num_letters == num_phonemes) & (num_letters >= 5) & (num_letters <= 10))
-  rows = rows[:: max(1, len(rows) // count)][:count]
-  arrays = {name: array[rows] for name, array in source.arrays.items()}
-  return pronunciation.WordSource(arrays, [source.words[row] for row in rows], [source.variants[row] for row in rows])
 
 
 # Images.
@@ -310,27 +298,116 @@ def profile(
   return offsets, np.stack(rows, axis=-1)
 
 
-# Flow.
+# Maps beside a known truth.
+
+Logits = Callable[[nnx.Module, Int[Array, 'b m'], Int[Array, 'b t']], Float[Array, 'b t e']]
+"""(model, source, what is known at each timestep) -> scores of the next symbol."""
 
 
-def mass_near(
-  maps: Float[np.ndarray, 'b o m'],
-  places: Float[np.ndarray, 'm 2'],
-  centres: Float[np.ndarray, 'b o 2'],
-  radius: float,
-) -> float:
-  """Mass of each query's map within `radius` of a point, over the mass that a flat map would have there."""
-  near = np.linalg.norm(places[None, None] - centres[:, :, None], axis=-1) <= radius
-  exists = near.any(-1)
-  return float(((maps * near).sum(-1)[exists] / near.mean(-1)[exists]).mean())
+class OnTruth(NamedTuple):
+  """Means in %: the share of a map that lies on the true place, and how often the true place has the largest share."""
+
+  mass: float
+  largest: float
 
 
-def band_mass(alignment: Float[np.ndarray, 'o m'], width: float = 1.0) -> float:
-  """Mass of an alignment within `width` letters of the diagonal from the first pair to the last."""
-  o, m = alignment.shape
-  diagonal = np.linspace(0, m - 1, o) if o > 1 else np.zeros(1)
-  near = np.abs(np.arange(m)[None] - diagonal[:, None]) <= width
-  return float((alignment * near).sum() / max(alignment.sum(), 1e-30))
+def on_truth(
+  maps: Float[np.ndarray, 'b t m'], copied: Int[np.ndarray, 'b t'], readable: Bool[np.ndarray, 'b m']
+) -> OnTruth:
+  """Scores the maps of those outputs that copy one symbol of the source in every example.
+
+  Args:
+    maps: how much an output rests on each symbol of the source, in any unit; what is negative counts as 0.
+    copied: the place that an output copies, -1 for none.
+    readable: False = padding of the source, on which no map is counted.
+  """
+  scored = (copied >= 0).all(0)
+  places = copied[:, scored, None]
+  maps = np.where(readable[:, None], np.maximum(maps[:, scored], 0), 0).astype(np.float64)
+  total = maps.sum(-1, keepdims=True)
+  flat = readable[:, None] / readable.sum(-1)[:, None, None]
+  maps = np.where(total > 0, maps / np.where(total > 0, total, 1), flat)
+  on_place = np.take_along_axis(maps, places, axis=-1)
+  return OnTruth(100 * float(on_place.mean()), 100 * float((maps.argmax(-1) == places[..., 0]).mean()))
+
+
+def _log_probabilities(logits: Float[Array, 'b t e'], target: Int[Array, 'b t']) -> Float[Array, 'b t']:
+  return jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+
+
+class _Gated:
+  """An adapter whose channels are multiplied by a number a token."""
+
+  def __init__(self, adapter: Any, gate: Float[Array, 'b n']):
+    self.adapter, self.gate = adapter, gate
+
+  def __call__(self, tokens: Tokens) -> Float[Array, 'b n c']:
+    channels = self.adapter(tokens)
+    return channels * self.gate[..., None] if tokens.num_tokens == self.gate.shape[1] else channels
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient_times_input(
+  logits: Logits, model: nnx.Module, source: Int[Array, 'b m'], target: Int[Array, 'b t']
+) -> Float[Array, 't b m']:
+  """Gradient of each right symbol's log-probability along the channels of each source symbol: b t m."""
+  (b, m), t = source.shape, target.shape[1]
+  adapter = model.input_adapter
+
+  def gated(gate: Float[Array, 'b n']) -> Float[Array, 't']:
+    graphdef, state = nnx.split(model)
+    copy = nnx.merge(graphdef, state)
+    copy.input_adapter = nnx.static(_Gated(adapter, gate))
+    return _log_probabilities(logits(copy, source, shifted(target)), target).sum(0)
+
+  return jnp.moveaxis(jax.jacrev(gated)(jnp.ones((b, m + t))), 0, 1)[..., :m]
+
+
+def missed(
+  logits: Logits, model: nnx.Module, source: Int[Array, 'b m'], target: Int[Array, 'b t']
+) -> Float[np.ndarray, 'b t m']:
+  """Probability that each right symbol loses while one symbol of the source is padding, every one in turn."""
+
+  @jax.jit
+  def probability(model: nnx.Module, source: Array) -> Float[Array, 'b t']:
+    return jnp.exp(_log_probabilities(logits(model, source, shifted(target)), target))
+
+  whole = probability(model, source)
+  lost = [whole - probability(model, source.at[:, place].set(PAD)) for place in range(source.shape[1])]
+  return np.stack([np.asarray(one) for one in lost], axis=-1)
+
+
+class Followed(NamedTuple):
+  """Shares in % of outputs that become the new digit where the copied digit, or another one, was swapped for it."""
+
+  itself: float
+  another: float
+
+
+def follows_its_source(
+  logits: Logits, model: nnx.Module, rows: Mapping[str, np.ndarray], *, digits: Int[np.ndarray, 'd'], seed: int = 0
+) -> Followed:
+  """Swaps one digit of the source and sees whether an output that always copies becomes the new one.
+
+  Args:
+    rows: 'source' [b, m], 'target' [b, t] and 'copied' [b, t], see `data.dates`.
+    digits: ids that take each other's place.
+  """
+  random, source = np.random.default_rng(seed), rows['source']
+  outputs = np.flatnonzero((rows['copied'] >= 0).all(0))
+  is_digit, every = np.isin(source, digits), np.arange(len(source))
+  say = jax.jit(lambda model, source: logits(model, source, shifted(jnp.asarray(rows['target']))).argmax(-1))
+  shares = {'itself': [], 'another': []}
+  for output in outputs:
+    copied = rows['copied'][:, output]
+    others = np.where(is_digit & (np.arange(source.shape[1]) != copied[:, None]), random.random(source.shape), -1)
+    for which, place in (('itself', copied), ('another', others.argmax(1))):
+      old = (source[every, place][:, None] == digits).argmax(1)
+      new = digits[(old + random.integers(1, len(digits), len(source))) % len(digits)]
+      swapped = source.copy()
+      swapped[every, place] = new
+      shares[which].append(np.asarray(say(model, swapped))[:, output] == new)
+  return Followed(*(100 * float(np.mean(shares[which])) for which in ('itself', 'another')))
 
 
 # Deletion.

@@ -10,7 +10,6 @@ from jaxtyping import Float, Num
 
 from perceiver_lib.plots import theme
 from perceiver_lib.plots.grid import map_grid
-from perceiver_lib.plots.optical_flow import flow_colours
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -70,50 +69,6 @@ def panels(
     axes.tick_params(labelbottom=True)
   highest = max(float(values.max()) for values in maps.values())
   return theme.describe(figure, f'{title}. {label} from 0 to {highest:.3g} in {len(maps)} panels: {", ".join(maps)}.')
-
-
-def flow_rollouts(
-  frames: Num[np.ndarray, 'n 2 h w 3'],
-  flow: Float[np.ndarray, 'n h w 2'],
-  queries: Num[np.ndarray, 'n 2'],
-  rollouts: Float[np.ndarray, 'n y x'],
-  *,
-  title: str,
-) -> Figure:
-  """For each query pixel: both frames with the pixel and its true match, where its answer comes from, the true flow.
-
-  Args:
-    queries: row and column of a pixel of frame 1.
-    rollouts: over the places that were read, which lie evenly over the frame; a token there holds both frames.
-  """
-  size = frames.shape[3]
-  extent = (-0.5, size - 0.5, frames.shape[2] - 0.5, -0.5)
-  headings = ('frame 1, query ○', 'frame 2, true match ✕', 'rollout of the query', 'true flow')
-  with theme.use_theme():
-    side = (theme.NOTEBOOK_WIDTH - 1.3) / len(headings)
-    figure = theme.new_figure(len(frames) * (side + 0.05) + 0.7, title=title)
-    grid = figure.subplots(len(frames), len(headings), squeeze=False)
-    # A little more than the largest: beyond it colours turn dark.
-    largest = 1.01 * float(np.linalg.norm(flow, axis=-1).max())
-    for line, pair, motion, (y, x), rollout in zip(grid, frames, flow, queries, rollouts, strict=True):
-      right, down = motion[int(y), int(x)]
-      line[0].imshow(np.clip(pair[0], 0, 255).astype(np.uint8))
-      line[1].imshow(np.clip(pair[1], 0, 255).astype(np.uint8))
-      drawn = line[2].imshow(rollout, cmap=theme.SEQUENTIAL, extent=extent, vmin=0, vmax=rollouts.max())
-      line[3].imshow(flow_colours(motion, largest=largest))
-      for axes in line[[0, 2]]:
-        axes.scatter([x], [y], s=60, facecolors='none', edgecolors='white', linewidths=2.5)
-        axes.scatter([x], [y], s=60, facecolors='none', edgecolors=theme.VERMILLION, linewidths=1.2)
-      for axes in line[[1, 2]]:
-        axes.scatter([x + right], [y + down], s=45, marker='x', color='white', linewidths=3.0)
-        axes.scatter([x + right], [y + down], s=45, marker='x', color=theme.VERMILLION, linewidths=1.4)
-      for axes in line:
-        theme.hide_ticks(axes)
-        axes.set(xlim=extent[:2], ylim=extent[2:])
-    for axes, heading in zip(grid[0], headings, strict=True):
-      axes.set_title(heading, fontsize=9)
-    figure.colorbar(drawn, ax=list(grid.ravel()), label='rollout weight', aspect=25)
-  return theme.describe(figure, f'{title}. {len(frames)} query pixels with both frames, their rollout and the flow.')
 
 
 def profiles(

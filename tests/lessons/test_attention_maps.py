@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.data import pronunciation
 from perceiver_lib.data.mirrored_copy import copy_batch
 from perceiver_lib.lessons import attention_maps as lesson
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
+from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.sequences import examples_of
 from tests.support import ROUNDING
 
@@ -77,11 +78,38 @@ def test_a_profile_averages_over_allowed_pairs_only():
   assert offsets.tolist() == [-1, 0, 1] and means.tolist() == [[3, 2, 3]]
 
 
-def test_flat_maps_are_the_unit_of_mass_near_a_point_and_of_the_band():
-  places = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0), indexing='ij'), -1).reshape(-1, 2)
-  flat = np.full((2, 3, 64), 1 / 64)
-  assert lesson.mass_near(flat, places, RANDOM.uniform(0, 7, (2, 3, 2)), 2) == pytest.approx(1)
-  assert lesson.band_mass(np.eye(6)) == 1 and lesson.band_mass(np.ones((6, 6))) == pytest.approx(16 / 36)
+def test_a_map_on_the_copied_symbol_is_right_and_a_flat_one_has_its_share():
+  copied = np.array([[2, -1, 0], [3, 1, 1]])
+  readable = np.array([[True, True, True, False], [True] * 4])
+  right = np.zeros((2, 3, 4))
+  np.put_along_axis(right, np.maximum(copied, 0)[..., None], 5.0, axis=-1)
+  right[0, 0, 3] = 99  # padding
+  assert lesson.on_truth(right, copied, readable) == (100, 100)
+  # Only the first and the last output copy in both examples.
+  assert lesson.on_truth(np.zeros((2, 3, 4)), copied, readable).mass == pytest.approx(100 * (1 / 3 + 1 / 4) / 2)
+
+
+def test_what_an_output_copies_is_missed_has_the_gradient_and_is_followed():
+  """A stand-in whose output t says the symbol at place t + 1 of the source, whatever is known."""
+
+  class Copies(nnx.Module):
+    def __init__(self):
+      self.input_adapter = lambda tokens: jax.nn.one_hot(tokens.values, 7)
+
+  def logits(model, source, known):
+    tokens = Tokens(values=jnp.concatenate([source, known], axis=1))
+    return 4 * model.input_adapter(tokens)[:, 1 : 1 + known.shape[1]]
+
+  source = np.array([[2, 3, 4, 5, 0], [6, 2, 2, 3, 4]], np.int32)
+  target, copied = source[:, 1:3], np.array([[1, 2], [1, 2]])
+  for maps in (
+    lesson.missed(logits, Copies(), jnp.asarray(source), jnp.asarray(target)),
+    np.asarray(lesson.gradient_times_input(logits, Copies(), jnp.asarray(source), jnp.asarray(target))),
+  ):
+    assert lesson.on_truth(maps, copied, source != 0) == (100, 100)
+  rows = {'source': source, 'target': target, 'copied': copied}
+  followed = lesson.follows_its_source(logits, Copies(), rows, digits=np.arange(2, 7))
+  assert followed.itself == 100 and followed.another == 0
 
 
 def test_deleting_the_only_input_that_counts_ruins_the_answer():
@@ -98,13 +126,6 @@ def test_deleting_the_only_input_that_counts_ruins_the_answer():
   assert curves['most attended'].tolist() == [1, 0, 0, 0]
   assert curves['least attended'].tolist() == curves['by a simple rule'].tolist() == [1, 1, 1, 0]
   assert curves['at random'][0] == 1 and curves['at random'][-1] == 0
-
-
-def test_words_letter_by_letter_have_a_phoneme_a_letter():
-  words = lesson.letter_by_letter(pronunciation.load().validation, 9)
-  assert len(words.words) == 9
-  for word, phonemes in zip(words.words, words.arrays['phonemes'], strict=True):
-    assert len(word) == len(pronunciation.spell(phonemes).split(' ')) and 5 <= len(word) <= 10
 
 
 def test_looking_changes_nothing_and_a_rollout_is_a_distribution():
