@@ -23,10 +23,13 @@ class ModalityAdaptersConfig:
     modalities: names with their adapters.
     num_channels: the common width; more than any adapter's, so that each modality has a padding (DeepMind: at least 4
       more for inputs, 2 for queries).
+    masked: modalities of which the model is to see nothing but how many tokens there are: each token's channels are the
+      modality's trainable mask token (the label, in autoencoding of labelled videos). None = there are no mask tokens.
   """
 
   modalities: tuple[tuple[str, AdapterConfig], ...]
   num_channels: int
+  masked: tuple[str, ...] | None = None
 
   def __post_init__(self):
     widest = max(self.modalities, key=lambda item: item[1].num_channels)
@@ -35,19 +38,26 @@ class ModalityAdaptersConfig:
         f'The common width must exceed that of every modality, {widest[1].num_channels} for {widest[0]!r}; '
         f'got {self.num_channels}.'
       )
+    if not set(self.masked or ()) <= set(dict(self.modalities)):
+      raise ValueError(f'masked must name modalities, {", ".join(dict(self.modalities))}; got {self.masked}.')
 
   def build(self, rngs: nnx.Rngs) -> Mapping[str, PaddedAdapter]:
-    return nnx.Dict({name: PaddedAdapter(adapter, self.num_channels, rngs=rngs) for name, adapter in self.modalities})
+    return nnx.Dict({name: PaddedAdapter(self, name, rngs=rngs) for name, _ in self.modalities})
 
 
 class PaddedAdapter(nnx.Module):
-  """Another adapter's channels beside a trainable vector that is the same for every token."""
+  """Another adapter's channels beside a trainable vector that is the same for every token, or a mask token."""
 
-  def __init__(self, config: AdapterConfig, num_channels: int, *, rngs: nnx.Rngs):
-    self.adapter = config.build(rngs)
-    self.padding = nnx.Param(table_initializer()(rngs.params(), (num_channels - config.num_channels,)))
+  def __init__(self, config: ModalityAdaptersConfig, name: str, *, rngs: nnx.Rngs):
+    adapter, width, draw = dict(config.modalities)[name], config.num_channels, table_initializer()
+    self.adapter = adapter.build(rngs)
+    self.padding = nnx.Param(draw(rngs.params(), (width - adapter.num_channels,)))
+    self.mask_token = None if config.masked is None else nnx.Param(draw(rngs.params(), (width,)))
+    self.masked = name in (config.masked or ())
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
+    if self.masked:
+      return jnp.broadcast_to(self.mask_token[...], (*tokens.values.shape[:2], self.mask_token.shape[0]))
     channels = self.adapter(tokens)
     padding = jnp.broadcast_to(self.padding[...], (*channels.shape[:2], self.padding.shape[0]))
     return jnp.concatenate([channels, padding], axis=-1)
