@@ -30,6 +30,8 @@ _PUBLIC = {
   'LayerConfig': 'blocks',
   'fit': 'training.fit',
   'cross_entropy': 'training.losses',
+  'load_pretrained': 'pretrained',
+  'save_pretrained': 'pretrained',
   'start_run': 'experiments',
 }
 

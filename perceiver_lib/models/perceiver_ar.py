@@ -22,6 +22,7 @@ from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.models import perceiver_ar_cached
 from perceiver_lib.models.last_inputs import gathered, last_valid, rank_from_end, read_inputs, validity
+from perceiver_lib.models.released import Released
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.tokens import Tokens
 
@@ -154,7 +155,7 @@ class PerceiverARConfig:
     )
 
 
-class PerceiverAR(nnx.Module):
+class PerceiverAR(Released, nnx.Module):
   """Latents on the last inputs read the whole context once, causally, and predict what comes next."""
 
   def __init__(self, config: PerceiverARConfig, *, rngs: nnx.Rngs):

@@ -25,6 +25,7 @@ from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.decoder import Decoder, DecoderConfig
 from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.convolution import ConvolutionConfig
+from perceiver_lib.models.released import Released
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import InputQueries, LearnedQueries, PositionQueries
 from perceiver_lib.tokens import Tokens
@@ -303,7 +304,7 @@ class PerceiverIOConfig:
     )
 
 
-class PerceiverIO(nnx.Module):
+class PerceiverIO(Released, nnx.Module):
   """Encode, process, decode: the cost of depth depends on neither the number of inputs nor that of outputs."""
 
   def __init__(self, config: PerceiverIOConfig, *, rngs: nnx.Rngs):
