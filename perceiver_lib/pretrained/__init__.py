@@ -11,9 +11,9 @@ Differences are those of the outputs, over the largest output, at full size with
 | what | 'deepmind' (default) | 'hugging_face' | difference |
 |---|---|---|---|
 | GELU, all models | tanh | erf | 3.2e-4 |
-| convolution of vision-perceiver-conv | SAME padding, 56 x 56 tokens | 3 pixels around, maximum without padding, 55 x 55 | 4.9e-3 to 0.26 |
-| its kernel | height x width | transposed by the converter: the file's arrays are turned on loading | with the above |
-| decoder of vision-perceiver-learned | adds nothing to what the query read | adds the query | 1.04 |
+| padding of vision-perceiver-conv | SAME: 56 x 56 tokens | 3 pixels, none in the maximum: 55 x 55 | 4.9e-3 to 0.26 |
+| its kernel, which the converter transposed | turned back on loading | as in the file | with the above |
+| decoder of vision-perceiver-learned | without the query | adds the query to what it read | 1.04 |
 
 Three more are no matter of mode. An example without a single valid input has the mean of its padding as a read there
 and exactly zero in deepmind-research; here it is refused with a sentence, and inside jit it is zero. A query that is

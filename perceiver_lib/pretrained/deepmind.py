@@ -47,7 +47,6 @@ _PARTS = {
   'preprocessor.variance': (f'{_BATCH_NORM}/~/var_ema/average', _BATCH_NORM_AXES),
   'decoder.queries.*.padding': ('multimodal_decoder/~decoder_query/*_padding/pos_embs', with_axes(0)),
   'decoder.queries.label.adapter.table': f'classification_decoder/~/basic_decoder/~/{_TABLE}',
-  'decoder.output.bias': 'embedding_decoder/bias',
   'decoder.heads.audio': 'audio_postprocessor/linear',
   'decoder.heads.image': 'projection_postprocessor/linear',
   'decoder.heads.label': 'classification_postprocessor/linear',
@@ -81,7 +80,9 @@ def table(config: PerceiverIOConfig) -> NameTable:
   elif getattr(adapter, 'num_values', None) == 3 and adapter.num_projected_channels:
     parts['input_adapter.projection.kernel'] = (f'{_IMAGE}/conv2_d/w', with_axes(0, 1))
     parts['input_adapter.projection.bias'] = f'{_IMAGE}/conv2_d/b'
-  if not tied:
+  if tied:
+    parts['decoder.output.bias'] = 'embedding_decoder/bias'
+  else:
     parts['decoder.output'] = f'{decoder}/output'
   if config.preprocessor is not None:
     axes = (0, 1, 2, 3) if config.preprocessor.padding == 'deepmind' else (1, 0, 2, 3)

@@ -8,7 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -101,6 +101,11 @@ def _encoded(text: str, encoding: str) -> bytes:
   return codecs.encode(text, 'latin1')
 
 
+def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+  """How NumPy writes an array into a new pickle."""
+  return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
   """A tensor of PyTorch as a view of its storage, all of which must lie inside."""
   last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -112,6 +117,7 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
 
 _ALLOWED: Mapping[tuple[str, str], Any] = {
   ('numpy.core.multiarray', '_reconstruct'): np.zeros(0).__reduce__()[0],
+  ('numpy.core.numeric', '_frombuffer'): _from_buffer,
   ('numpy', 'ndarray'): np.ndarray,
   ('numpy', 'dtype'): np.dtype,
   ('_codecs', 'encode'): _encoded,
@@ -128,7 +134,7 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
   """Builds arrays and mappings; whatever else a pickle names is refused before anything is called."""
 
-  def __init__(self, file: BinaryIO, path: Path, storage: Callable[[Any], np.ndarray] | None = None):
+  def __init__(self, file: Any, path: Path, storage: Callable[[Any], np.ndarray] | None = None):
     super().__init__(file)
     self._path, self._storage = path, storage
 

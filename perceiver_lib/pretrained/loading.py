@@ -106,8 +106,8 @@ def _described(path: Path, settings: Mapping[str, Any] | None, arrays: Arrays, c
     found = hugging_face.config_of(settings) if settings else hugging_face.released_config(kind)
     return config or found.in_mode('deepmind'), hugging_face.table
   raise CheckpointError(
-    f'{path} holds no Perceiver of Hugging Face, DeepMind or krasserm: none of its {len(names)} arrays has one of their '
-    f'names; the first is {min(names, default="missing")!r}.'
+    f'{path} holds no Perceiver of Hugging Face, DeepMind or krasserm: none of its {len(names)} arrays has one of '
+    f'their names; the first is {min(names, default="missing")!r}.'
   )
 
 
@@ -166,7 +166,7 @@ def _fetched(name: str) -> Path:
 
 
 def save_pretrained(model: PerceiverIO | PerceiverAR, folder: str | os.PathLike) -> Path:
-  """Writes `model.safetensors` and `config.json` under Hugging Face's names, for transformers and for `load_pretrained`.
+  """Writes `model.safetensors` and `config.json` under Hugging Face's names, as transformers does.
 
   Loading and saving again gives the same arrays to the bit, whatever the mode.
 

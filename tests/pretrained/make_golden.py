@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tests.pretrained import torch_models
 
@@ -33,6 +34,17 @@ def main() -> None:
     path = GOLDEN / f'{name}.npz'
     np.savez_compressed(path, settings=np.array(json.dumps(case.settings)), **arrays)
     print(f'{path.stat().st_size:9,}  {name}')
+  numbers = torch.arange(12.0).reshape(3, 4)
+  torch.save(
+    {
+      'whole': numbers,
+      'turned': numbers[1:].T,
+      'half': numbers.half(),
+      'brain': numbers.bfloat16(),
+      'count': torch.tensor(7),
+    },
+    GOLDEN / 'tensors.bin',
+  )
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from tests.pretrained import torch_models
 from tests.pretrained.cases import answer, relative_error
 
 ALLOWED = {'outputs.audio': 1.5e-5}
-"""Differences over the largest output; the top bands of the sound's Fourier features round by a thousandth of a turn."""
+"""Over the largest output; the top bands of the sound's Fourier features round by a thousandth of a turn."""
 OTHERS = 2e-6
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
-import numpy as np
 import pytest
 
-from perceiver_lib import PerceiverAR, PerceiverIO, load_pretrained
+from perceiver_lib import PerceiverAR, PerceiverIO
 from tests.pretrained.cases import answer, relative_error
 from tests.pretrained.golden_files import NAMES, golden
 

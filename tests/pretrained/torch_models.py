@@ -76,8 +76,9 @@ class Case(NamedTuple):
 
 def _with_weights(model: torch.nn.Module, *, small: bool) -> None:
   random = np.random.default_rng(0)
-  state = {name: torch.from_numpy(draw(name, tuple(t.shape), random, small=small)) for name, t in model.state_dict().items()
-           if not name.endswith(('inv_freq', 'position_encoding.position_encoding'))}  # fmt: skip
+  buffers = ('inv_freq', 'position_encoding.position_encoding')
+  shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(buffers)}
+  state = {name: torch.from_numpy(draw(name, shape, random, small=small)) for name, shape in shapes.items()}
   model.load_state_dict(state, strict=False)
   model.eval()
 
@@ -132,12 +133,12 @@ def hugging_face(kind: str, *, small: bool, batch_size: int = 2) -> Case:
   else:
     output = model(
       inputs={
-        'image': tensors['image'].permute(0, 1, 4, 2, 3), 'audio': tensors['audio'][..., None], 'label': tensors['label'],
+        'image': tensors['image'].permute(0, 1, 4, 2, 3),
+        'audio': tensors['audio'][..., None],
+        'label': tensors['label'],
       },
-      subsampled_output_points={
-        'image': tensors['image_points'], 'audio': tensors['audio_points'], 'label': None,
-      },
-    )  # fmt: skip
+      subsampled_output_points={'image': tensors['image_points'], 'audio': tensors['audio_points'], 'label': None},
+    )
   logits = output.logits
   answer = (
     {f'outputs.{name}': t.numpy() for name, t in logits.items()}
@@ -215,7 +216,8 @@ def _krasserm_io(kind: str) -> tuple[torch.nn.Module, Any]:
   encoder = {'num_self_attention_heads': 2, 'num_self_attention_layers_per_block': 2, 'num_self_attention_blocks': 2}
   one_head = {'num_cross_attention_heads': 1}
   text = TextEncoderConfig(
-    vocab_size=19, max_seq_len=11, num_input_channels=24, num_cross_attention_heads=2, num_cross_attention_qk_channels=8,
+    vocab_size=19, max_seq_len=11, num_input_channels=24,
+    num_cross_attention_heads=2, num_cross_attention_qk_channels=8,
     num_cross_attention_v_channels=16, num_self_attention_qk_channels=8, num_self_attention_v_channels=16, **encoder,
   )  # fmt: skip
   classifier = ClassificationDecoderConfig(num_classes=7, num_output_query_channels=12, **one_head)
