@@ -323,6 +323,13 @@ class PerceiverIO(Released, nnx.Module):
     if config.mixed_precision:
       round_operands(self)
 
+  def with_decoder(self, decoder: DecoderConfig, *, rngs: nnx.Rngs) -> PerceiverIO:
+    """A copy that reads as this model does and is asked otherwise, by a new decoder, as for fine-tuning."""
+    model = PerceiverIO(dataclasses.replace(self.config, decoder=decoder), rngs=rngs)
+    for part in ('preprocessor', 'input_adapter', 'latents', 'cross_attends', 'blocks'):
+      setattr(model, part, nnx.clone(getattr(self, part)))
+    return model
+
   def encode(
     self,
     inputs: Tokens | Mapping[str, Tokens],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -58,14 +59,16 @@ def tokens_of(kind: str, inputs: Inputs) -> tuple[Any, Any]:
     position = jnp.asarray(grid(arrays['frames'].shape[2:4]))[None]
     return Tokens(values=rearrange(arrays['frames'], 'b t y x c -> b (y x) (t c)'), position=position), None
   shape, batch_size = arrays['image'].shape[1:4], len(arrays['image'])
-  sound = audio_tokens(arrays['audio'])
+  # The last bit of a place is 3e-3 of the top band's angle, so those of the sound are rounded as in the other program.
+  sound = dataclasses.replace(audio_tokens(arrays['audio']), position=arrays['audio_read_at'][None])
+  asked_at = np.float32(2) * inputs['audio_points'].astype(np.float32) / np.float32(sound.num_tokens) - np.float32(1)
   read = {
     'image': video_tokens(arrays['image'], (1, 4, 4)),
     'audio': sound,
     'label': Tokens(values=arrays['label'][:, None]),
   }
-  places = {'image': grid(shape, end_points=False), 'audio': grid((sound.num_tokens,), end_points=False)}
-  queries = {name: position_queries(places[name][inputs[f'{name}_points']], batch_size=batch_size) for name in places}
+  places = {'image': grid(shape, end_points=False)[inputs['image_points']], 'audio': asked_at[:, None]}
+  queries = {name: position_queries(place, batch_size=batch_size) for name, place in places.items()}
   return read, queries | {'label': Tokens(values=jnp.zeros((batch_size, 1), jnp.int32))}
 
 

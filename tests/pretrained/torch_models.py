@@ -108,6 +108,7 @@ def example(kind: str, sizes: Mapping[str, Any], *, batch_size: int = 2) -> Inpu
     'label': random.normal(size=(b, sizes['num_labels'])).astype(np.float32),
     'image_points': random.choice(frames * rows * columns, min(128, frames * rows), replace=False),
     'audio_points': random.choice(samples // 16, min(128, samples // 32), replace=False),
+    'audio_read_at': torch.linspace(-1, 1, samples // 16)[:, None].numpy(),
   }
 
 
