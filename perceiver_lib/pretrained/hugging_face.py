@@ -141,21 +141,20 @@ def config_of(settings: Mapping[str, Any]) -> PerceiverIOConfig:
   """
   kinds = {architecture: kind for kind, architecture in ARCHITECTURES.items()}
   architecture = (settings.get('architectures') or ['none'])[0]
-  activation = settings.get('hidden_act', 'gelu')
-  if architecture not in kinds or activation != 'gelu':
-    raise CheckpointError(
-      f'config.json must name one of {", ".join(kinds)} with hidden_act gelu; got {architecture} with {activation}.'
-    )
+  if architecture not in kinds:
+    raise CheckpointError(f'config.json must name one of {", ".join(kinds)}; got {architecture}.')
   kind, get = kinds[architecture], {**_DEFAULTS, **settings}.get
+  for name in ('hidden_act', 'cross_attention_shape_for_attention'):
+    if get(name) != _DEFAULTS[name]:
+      raise CheckpointError(f'config.json must have {name} {_DEFAULTS[name]}, as all released models; got {get(name)}.')
   d = get('d_latents')
   num_outputs = get('num_labels') or len(get('id2label') or (0, 1))
   widths = {'qk_channels': get('qk_channels'), 'v_channels': get('v_channels')}
-  by_query = get('cross_attention_shape_for_attention') == 'q'
   cross_attend = LayerConfig(
     num_heads=get('num_cross_attention_heads'),
     widening_factor=get('cross_attention_widening_factor'),
     query_residual=get('use_query_residual'),
-    **widths | {'qk_channels': get('qk_channels') or (d if by_query else None)},
+    **widths,
   )
   self_attend = LayerConfig(
     num_heads=get('num_self_attention_heads'), widening_factor=get('self_attention_widening_factor'), **widths
@@ -169,13 +168,11 @@ def config_of(settings: Mapping[str, Any]) -> PerceiverIOConfig:
     queries = LearnedQueries(num_queries=length, num_channels=get('d_model'))
     layer = dataclasses.replace(decoder.cross_attend, v_channels=get('d_model'))
     decoder = dataclasses.replace(decoder, queries=queries, num_outputs=get('vocab_size'), cross_attend=layer)
-  if kind in ('learned', 'convolution'):
-    size = get('image_size')
-    side = (size, size) if isinstance(size, int) else tuple(size)
-    if kind == 'learned':
-      adapter = dataclasses.replace(adapter, position=dataclasses.replace(adapter.position, shape=side))
-    else:
-      preprocessor = dataclasses.replace(preprocessor, image_shape=(*side, 3))
+  if kind == 'learned':
+    position = dataclasses.replace(adapter.position, shape=(get('image_size'), get('image_size')))
+    adapter = dataclasses.replace(adapter, position=position)
+  if kind == 'convolution':
+    preprocessor = dataclasses.replace(preprocessor, image_shape=(get(_CONVOLVED), get(_CONVOLVED), 3))
   if kind in ('learned', 'convolution', 'fourier', 'text'):
     queries = LearnedQueries(num_queries=1, num_channels=d)
     layer = LayerConfig(num_heads=1, query_residual=True)
@@ -205,13 +202,15 @@ def config_of(settings: Mapping[str, Any]) -> PerceiverIOConfig:
   ).in_mode('hugging_face')
 
 
+# transformers convolves images of any size and its `image_size` says nothing: the released file has 56 for 224 pixels.
+_CONVOLVED = 'convolution_image_size'
 _DEFAULTS = {
   'num_latents': 256, 'd_latents': 1280, 'd_model': 768, 'num_blocks': 1, 'num_self_attends_per_block': 26,
   'num_self_attention_heads': 8, 'num_cross_attention_heads': 8, 'qk_channels': None, 'v_channels': None,
-  'cross_attention_shape_for_attention': 'kv', 'self_attention_widening_factor': 1,
+  'hidden_act': 'gelu', 'cross_attention_shape_for_attention': 'kv', 'self_attention_widening_factor': 1,
   'cross_attention_widening_factor': 1, 'use_query_residual': True, 'vocab_size': 262, 'max_position_embeddings': 2048,
   'image_size': 56, 'train_size': (368, 496), 'num_frames': 16, 'audio_samples_per_frame': 1920,
-  'samples_per_patch': 16, 'output_num_channels': 512, '_label_trainable_num_channels': 1024,
+  'samples_per_patch': 16, 'output_num_channels': 512, '_label_trainable_num_channels': 1024, _CONVOLVED: 224,
 }  # fmt: skip
 """Of `PerceiverConfig`: a `config.json` leaves out what it did not change."""
 
@@ -246,7 +245,7 @@ def settings_of(config: PerceiverIOConfig, names: Collection[str]) -> dict[str, 
   elif kind == 'learned':
     settings['image_size'] = adapter.position.shape[0]
   elif kind == 'convolution':
-    settings['image_size'] = config.preprocessor.image_shape[0]
+    settings[_CONVOLVED] = config.preprocessor.image_shape[0]
   elif isinstance(decoder.queries, InputQueries):
     settings['train_size'] = list(adapter.position.max_resolution)
   elif isinstance(adapter, ModalityAdaptersConfig):

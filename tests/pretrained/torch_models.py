@@ -147,6 +147,8 @@ def hugging_face(kind: str, *, small: bool, batch_size: int = 2) -> Case:
     else {'outputs': logits.numpy()}
   )
   settings = json.loads(config.to_json_string()) | {'architectures': [type(model).__name__]}
+  if kind == 'convolution':
+    settings['convolution_image_size'] = sizes['image_size']
   return Case(_arrays(model), settings, inputs, {'layers': np.stack(layers), **answer})
 
 
