@@ -153,27 +153,29 @@ def _io(settings: Mapping[str, Any]) -> PerceiverIOConfig:
   else:
     queries, query_width, output, num_outputs = InputQueries(), adapter.num_channels, 'zeros', 2
 
-  def layer(part: Mapping[str, Any], kind: str, width: int, **more: Any) -> LayerConfig:
+  def layer(part: Mapping[str, Any], kind: str, width: int, num_input_channels: int, **more: Any) -> LayerConfig:
+    qk, v = part[f'num_{kind}_attention_qk_channels'] or width, part[f'num_{kind}_attention_v_channels']
     return LayerConfig(
       num_heads=part[f'num_{kind}_attention_heads'],
-      qk_channels=part[f'num_{kind}_attention_qk_channels'] or width,
-      v_channels=part[f'num_{kind}_attention_v_channels'],
+      qk_channels=None if qk == num_input_channels else qk,
+      v_channels=None if v == qk else v,
       widening_factor=part[f'{kind}_attention_widening_factor'],
       **more,
     )
 
+  residual = {'query_residual': decoder['cross_attention_residual']}
   return PerceiverIOConfig(
     input_adapter=adapter,
     num_latents=settings['num_latents'],
     num_latent_channels=d,
     num_blocks=blocks,
     num_self_attends_per_block=encoder['num_self_attention_layers_per_block'],
-    cross_attend=layer(encoder, 'cross', read_width),
-    self_attend=layer(encoder, 'self', d),
+    cross_attend=layer(encoder, 'cross', read_width, adapter.num_channels),
+    self_attend=layer(encoder, 'self', d, d),
     decoder=DecoderConfig(
       queries=queries,
       num_outputs=num_outputs,
       output=output,
-      cross_attend=layer(decoder, 'cross', query_width, query_residual=decoder['cross_attention_residual']),
+      cross_attend=layer(decoder, 'cross', query_width, d, **residual),
     ),
   ).in_mode('hugging_face')

@@ -92,19 +92,22 @@ def load_pretrained(
 
 def _described(path: Path, settings: Mapping[str, Any] | None, arrays: Arrays, config: Config | None):
   """The config of a file, in DeepMind's mode where it is a Perceiver IO and not given, and the table of its source."""
-  names = arrays.shapes
-  if any('/' in name for name in names):
-    kind = hugging_face.kind_of_names(names, deepmind.MARKS)
-    if kind is not None:
+  names, found = arrays.shapes, None
+  try:
+    if kind := hugging_face.kind_of_names(names, deepmind.MARKS):
       return config or hugging_face.released_config(kind), deepmind.table
-  elif any(name.startswith('backend_model.') for name in names):
-    if config is None and not (settings or {}).get('model_config'):
-      raise CheckpointError(f"krasserm's {path} needs its {CONFIG_FILE} with a model_config beside it, or `config`.")
-    found = config or krasserm.config_of(settings['model_config'])
-    return found if config or isinstance(found, PerceiverARConfig) else found.in_mode('deepmind'), krasserm.table
-  elif (kind := hugging_face.kind_of_names(names, hugging_face.MARKS)) is not None:
-    found = hugging_face.config_of(settings) if settings else hugging_face.released_config(kind)
-    return config or found.in_mode('deepmind'), hugging_face.table
+    if any(name.startswith('backend_model.') for name in names):
+      found, table = config or krasserm.config_of(settings['model_config']), krasserm.table
+    elif kind := hugging_face.kind_of_names(names, hugging_face.MARKS):
+      described = hugging_face.config_of(settings) if settings else hugging_face.released_config(kind)
+      found, table = config or described, hugging_face.table
+  except (AttributeError, KeyError, TypeError) as error:
+    raise CheckpointError(
+      f'{path} needs the {CONFIG_FILE} of its model beside it, or `config`; it is missing or lacks a part: {error!r}.'
+    ) from None
+  if found is not None:
+    own_mode = config is not None or isinstance(found, PerceiverARConfig)
+    return found if own_mode else found.in_mode('deepmind'), table
   raise CheckpointError(
     f'{path} holds no Perceiver of Hugging Face, DeepMind or krasserm: none of its {len(names)} arrays has one of '
     f'their names; the first is {min(names, default="missing")!r}.'
@@ -138,8 +141,8 @@ def locate(source: str | os.PathLike) -> tuple[Path, dict[str, Any] | None]:
   if not beside.is_file():
     return path, None
   try:
-    return path, json.loads(beside.read_text(encoding='utf-8'))
-  except ValueError as error:
+    return path, dict(json.loads(beside.read_text(encoding='utf-8')))
+  except (TypeError, ValueError) as error:
     raise CheckpointError(f'{beside} is damaged: {error}. Fetch it again.') from None
 
 

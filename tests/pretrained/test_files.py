@@ -114,6 +114,10 @@ HARM = {
     r'a tensor of size \(9, 9\) and .* exceeds its storage of 12 numbers',
   ),
   'broken config.json': (lambda folder: (folder / 'config.json').write_text('{'), r'config\.json is damaged'),
+  'config.json that is a list': (
+    lambda folder: (folder / 'config.json').write_text('[1]'),
+    r'config\.json is damaged',
+  ),
   'unknown model': (
     lambda folder: (folder / 'config.json').write_text(json.dumps({'architectures': ['PerceiverForGames']})),
     'config.json must name one of PerceiverForMaskedLM, .*; got PerceiverForGames',

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from perceiver_lib import PerceiverAR, PerceiverIO, PerceiverIOConfig, load_pretrained
 from perceiver_lib.__main__ import main
 from perceiver_lib.parameters import abstract
-from perceiver_lib.pretrained import RELEASED, deepmind, hugging_face
+from perceiver_lib.pretrained import RELEASED, deepmind, hugging_face, krasserm
 from perceiver_lib.training.checkpoints import CheckpointError
 from perceiver_lib.training.weights import shapes
 from tests.pretrained.golden_files import NAMES, golden
@@ -113,6 +113,49 @@ def test_a_released_file_without_a_config_is_known_by_its_names(kind):
   assert hugging_face.config_of(settings).in_mode('deepmind') == config
 
 
+@pytest.mark.parametrize('kind', ['language', 'fourier', 'flow'])
+def test_krasserms_re_exports_are_the_published_models(kind):
+  """The settings that `convert_config` makes in three files `perceiver/model/*/*/huggingface.py`."""
+  heads = 8 if kind == 'language' else 1
+
+  def attention(which, qk=None, v=None, num_heads=heads):
+    named = {'heads': num_heads, 'qk_channels': qk, 'v_channels': v}
+    widening = {f'{which}_attention_widening_factor': 1}
+    return {f'num_{which}_attention_{name}': value for name, value in named.items()} | widening
+
+  wide = (256, 1280) if kind == 'language' else ()
+  latents, width, blocks, layers, self_heads = {
+    'language': (256, 1280, 1, 26, 8), 'fourier': (512, 1024, 8, 6, 8), 'flow': (2048, 512, 1, 24, 16),
+  }[kind]  # fmt: skip
+  reading = {
+    'language': {'vocab_size': 262, 'max_seq_len': 2048, 'num_input_channels': 768},
+    'fourier': {'image_shape': [224, 224, 3], 'num_frequency_bands': 64},
+    'flow': {
+      'image_shape': [368, 496], 'num_patch_input_channels': 27, 'num_patch_hidden_channels': 64,
+      'num_frequency_bands': 64,
+    },
+  }[kind]  # fmt: skip
+  asking = {
+    'language': {
+      'vocab_size': 262,
+      'max_seq_len': 2048,
+      'num_output_query_channels': None,
+      **attention('cross', 256, 768),
+    },
+    'fourier': {'num_classes': 1000, 'num_output_query_channels': 1024, **attention('cross')},
+    'flow': attention('cross', 512, 512),
+  }[kind]
+  stack = {'num_self_attention_blocks': blocks, 'num_self_attention_layers_per_block': layers}
+  stack |= {'num_cross_attention_layers': 1, 'first_self_attention_block_shared': True}
+  settings = {
+    'encoder': {**reading, **stack, **attention('cross', *wide), **attention('self', *wide, num_heads=self_heads)},
+    'decoder': {**asking, 'cross_attention_residual': kind == 'fourier'},
+    'num_latents': latents,
+    'num_latent_channels': width,
+  }
+  assert krasserm.config_of(settings).in_mode('deepmind') == hugging_face.released_config(kind)
+
+
 def test_a_model_without_a_name_there_is_not_saved(tmp_path):
   config = PerceiverIOConfig.masked_language(
     num_latents=3, num_latent_channels=16, num_self_attends=1, num_channels=16, qk_channels=8, length=5
@@ -132,7 +175,7 @@ def test_another_kind_of_model_and_a_mode_without_meaning_are_refused(tmp_path):
   with pytest.raises(ValueError, match='Hugging Face has Perceiver IO only'):
     PerceiverAR.from_pretrained(folder).save_pretrained(tmp_path / 'new')
   (folder / 'config.json').unlink()
-  with pytest.raises(CheckpointError, match=r"krasserm's .* needs its config\.json"):
+  with pytest.raises(CheckpointError, match=r'needs the config\.json of its model beside it'):
     PerceiverAR.from_pretrained(folder)
 
 
