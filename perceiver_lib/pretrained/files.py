@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,10 +41,8 @@ def read_arrays(path: Path) -> Arrays:
       with path.open('rb') as file:
         return _in_memory(_flat(_Unpickler(file, path).load()), path)
     return _safetensors(path)
-  except CheckpointError:
+  except (CheckpointError, OSError, MemoryError):
     raise
-  except FileNotFoundError:
-    raise FileNotFoundError(f'There is no weight file {path}.') from None
   # A pickle that was cut off or tampered with fails in as many ways as there are instructions in it.
   except Exception as error:
     raise CheckpointError(
@@ -59,8 +57,9 @@ def _safetensors(path: Path) -> Arrays:
 
 
 def _in_memory(arrays: dict[str, Any], path: Path) -> Arrays:
+  arrays = {name: array.array if isinstance(array, _Array) else array for name, array in arrays.items()}
   for name, array in arrays.items():
-    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+    if not isinstance(array, np.ndarray):
       raise CheckpointError(f'{path} holds {name!r}, which is no array of numbers; this is no file of weights.')
   return Arrays({name: array.shape for name, array in arrays.items()}, arrays.pop)
 
@@ -94,16 +93,48 @@ _STORAGES = {
 }
 
 
+class _Numbers:
+  """The type of an array's numbers as NumPy pickles it: a text, and then a state whose second entry is the byte order.
+
+  A pickle does not get hold of NumPy's own types: an array of objects made from bytes is an array of forged pointers.
+  """
+
+  __slots__ = ('dtype',)
+
+  def __init__(self, text: str, *_: Any):
+    if not re.fullmatch(r'[biuf][1248]', text):
+      raise ValueError(f'arrays hold numbers; got the type {text!r}')
+    self.dtype = np.dtype(text)
+
+  def __setstate__(self, state: tuple) -> None:
+    self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+  """An array as NumPy pickles it: first without content, then by its state."""
+
+  __slots__ = ('array',)
+
+  def __init__(self, *_: Any):
+    self.array = None
+
+  def __setstate__(self, state: tuple) -> None:
+    _, shape, numbers, is_fortran, data = state
+    self.array = np.frombuffer(data, numbers.dtype).reshape(shape, order='F' if is_fortran else 'C')
+
+
+def _from_buffer(data: Any, numbers: _Numbers, shape: tuple[int, ...], order: str) -> _Array:
+  """How NumPy writes an array into a pickle of protocol 5."""
+  made = _Array()
+  made.__setstate__((1, shape, numbers, order == 'F', data))
+  return made
+
+
 def _encoded(text: str, encoding: str) -> bytes:
-  """How Python writes bytes into an old pickle."""
+  """How Python writes bytes into a pickle of protocol 2."""
   if encoding != 'latin1':
     raise ValueError(f'bytes are written in latin1; got {encoding}')
-  return codecs.encode(text, 'latin1')
-
-
-def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-  """How NumPy writes an array into a new pickle."""
-  return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+  return text.encode('latin1')
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
@@ -115,17 +146,32 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
   return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False)
 
 
+class _Call:
+  """What a pickle may call, and nothing else: it could set attributes of a plain function or class."""
+
+  __slots__ = ('_function',)
+
+  def __init__(self, function: Callable):
+    self._function = function
+
+  def __call__(self, *arguments: Any) -> Any:
+    return self._function(*arguments)
+
+  def __setstate__(self, state: Any) -> None:
+    raise ValueError('it sets what is called')
+
+
 _ALLOWED: Mapping[tuple[str, str], Any] = {
-  ('numpy.core.multiarray', '_reconstruct'): np.zeros(0).__reduce__()[0],
-  ('numpy.core.numeric', '_frombuffer'): _from_buffer,
-  ('numpy', 'ndarray'): np.ndarray,
-  ('numpy', 'dtype'): np.dtype,
-  ('_codecs', 'encode'): _encoded,
+  ('numpy.core.multiarray', '_reconstruct'): _Call(_Array),
+  ('numpy.core.numeric', '_frombuffer'): _Call(_from_buffer),
+  ('numpy', 'ndarray'): 'the type of an array',
+  ('numpy', 'dtype'): _Call(_Numbers),
+  ('_codecs', 'encode'): _Call(_encoded),
   ('collections', 'OrderedDict'): dict,
   ('haiku._src.data_structures', 'FlatMapping'): dict,
   ('haiku._src.data_structures', 'FlatMap'): dict,
   ('haiku._src.data_structures', 'frozendict'): dict,
-  ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+  ('torch._utils', '_rebuild_tensor_v2'): _Call(_tensor),
   **{('torch', name): _Storage(np.dtype(dtype)) for name, dtype in _STORAGES.items()},
 }
 """All that a pickle may ask for. Haiku's mappings become dicts, so neither Haiku nor PyTorch is needed."""

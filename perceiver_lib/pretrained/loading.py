@@ -31,7 +31,7 @@ WEIGHT_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILE = 'config.json'
 
 
-class Released(NamedTuple):
+class Release(NamedTuple):
   """Weights on the hub: `kind` says what the model does; the number of parameters is the published or derived one."""
 
   name: str
@@ -40,17 +40,17 @@ class Released(NamedTuple):
 
 
 RELEASED = (
-  Released('deepmind/language-perceiver', 'masked language model, bytes', '201,108,230'),
-  Released('deepmind/vision-perceiver-fourier', 'ImageNet classes, Fourier positions', '48,440,627'),
-  Released('deepmind/vision-perceiver-learned', 'ImageNet classes, learned positions', '62,255,848'),
-  Released('deepmind/vision-perceiver-conv', 'ImageNet classes, after a convolution', '48,646,522'),
-  Released('deepmind/optical-flow-perceiver', 'optical flow', '41,057,134'),
-  Released('deepmind/multimodal-perceiver', 'video, sound and label autoencoding', '19,858,855'),
-  Released('krasserm/perceiver-io-mlm', 'the language model again', '201,108,230'),
-  Released('krasserm/perceiver-io-img-clf', 'the Fourier model again', '48,440,627'),
-  Released('krasserm/perceiver-io-optical-flow', 'the flow model again', '41,057,134'),
-  Released('krasserm/perceiver-ar-clm-base', 'Perceiver AR, text in SentencePiece', '455M'),
-  Released('krasserm/perceiver-ar-sam-giant-midi', 'Perceiver AR, piano music', '134M'),
+  Release('deepmind/language-perceiver', 'masked language model, bytes', '201,108,230'),
+  Release('deepmind/vision-perceiver-fourier', 'ImageNet classes, Fourier positions', '48,440,627'),
+  Release('deepmind/vision-perceiver-learned', 'ImageNet classes, learned positions', '62,255,848'),
+  Release('deepmind/vision-perceiver-conv', 'ImageNet classes, after a convolution', '48,646,522'),
+  Release('deepmind/optical-flow-perceiver', 'optical flow', '41,057,134'),
+  Release('deepmind/multimodal-perceiver', 'video, sound and label autoencoding', '19,858,855'),
+  Release('krasserm/perceiver-io-mlm', 'the language model again', '201,108,230'),
+  Release('krasserm/perceiver-io-img-clf', 'the Fourier model again', '48,440,627'),
+  Release('krasserm/perceiver-io-optical-flow', 'the flow model again', '41,057,134'),
+  Release('krasserm/perceiver-ar-clm-base', 'Perceiver AR, text in SentencePiece', '455M'),
+  Release('krasserm/perceiver-ar-sam-giant-midi', 'Perceiver AR, piano music', '134M'),
 )
 
 

@@ -30,6 +30,20 @@ class Harm:
     return os.system, ('touch harmed',)
 
 
+class Forged:
+  """An array of objects whose pointers are made from bytes."""
+
+  def __reduce__(self):
+    return np.ndarray, ((1,), np.dtype(object), b'A' * 8)
+
+
+class Called:
+  """NumPy's array, called for forged pointers with a type that looks like numbers."""
+
+  def __reduce__(self):
+    return np.ndarray, ((1,), 'O', b'A' * 8)
+
+
 class Harmless:
   """Looks harmless, and would build an object of any class."""
 
@@ -101,7 +115,9 @@ HARM = {
   ),
   'pickle that runs a command': (pickled(Harm()), 'asks for posix.system, which is neither .*: nothing of it was run'),
   'pickle that imports': (pickled({'a': Harmless()}), 'asks for builtins.__import__'),
-  'pickle of objects': (pickled({'a': np.array([{}, []], object)}), "holds 'a', which is no array of numbers"),
+  'pickle of objects': (pickled({'a': np.array([{}, []], object)}), "arrays hold numbers; got the type 'O8'"),
+  'pickle of forged pointers': (pickled({'a': Forged()}), "arrays hold numbers; got the type 'O8'"),
+  'pickle that calls a type': (pickled({'a': Called()}), 'is damaged'),
   'pickle of a number': (pickled(3), "holds 'its content', which is no array of numbers"),
   'pickle cut off': (
     lambda folder: (folder / 'model.safetensors').write_bytes(pickle.dumps(np.zeros(99))[:-50]),
