@@ -7,10 +7,14 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from perceiver_lib.adapters import AdapterConfig, table_initializer
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.modalities.audio import audio_positions, audio_tokens
+from perceiver_lib.modalities.video import video_tokens
+from perceiver_lib.positions import grid
+from perceiver_lib.queries import position_queries
+from perceiver_lib.tokens import AnyArray, Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,3 +65,31 @@ class PaddedAdapter(nnx.Module):
     channels = self.adapter(tokens)
     padding = jnp.broadcast_to(self.padding[...], (*channels.shape[:2], self.padding.shape[0]))
     return jnp.concatenate([channels, padding], axis=-1)
+
+
+def autoencoding_inputs(
+  frames: Num[AnyArray, 'b t y x 3'], samples: Num[AnyArray, 'b l'], *, num_labels: int = 700
+) -> dict[str, Tokens]:
+  """What `PerceiverIOConfig.paper_multimodal` reads: blocks of 4 x 4 pixels, patches of 16 samples, a masked label.
+
+  Args:
+    frames: in [0, 1]; 16 of 224 x 224 in the released model.
+    samples: in [-1, 1]; 30,720 in the released model.
+    num_labels: width of the label, whose mask token stands in for any.
+  """
+  label = Tokens(values=jnp.zeros((len(samples), 1, num_labels)))
+  return {'audio': audio_tokens(samples), 'image': video_tokens(frames, (1, 4, 4)), 'label': label}
+
+
+def autoencoding_queries(
+  batch_size: int, *, video_shape: tuple[int, int, int] = (16, 224, 224), num_patches: int = 1920
+) -> dict[str, Tokens]:
+  """What it is asked: every pixel, every patch of sound and the label, on the grid of sub-sampled queries.
+
+  Of 804,737 queries ask some at a time, or all with `decode_chunk_size`; the latents are made once.
+  """
+  return {
+    'audio': position_queries(audio_positions(num_patches, end_points=False), batch_size=batch_size),
+    'image': position_queries(grid(video_shape, end_points=False), batch_size=batch_size),
+    'label': Tokens(values=jnp.zeros((batch_size, 1), jnp.int32)),
+  }

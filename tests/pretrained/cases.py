@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from perceiver_lib.modalities.audio import audio_tokens
+from perceiver_lib.modalities.multimodal import autoencoding_inputs, autoencoding_queries
 from perceiver_lib.modalities.pixels import pixel_tokens
-from perceiver_lib.modalities.video import video_tokens
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.positions import grid
@@ -58,18 +58,18 @@ def tokens_of(kind: str, inputs: Inputs) -> tuple[Any, Any]:
   if kind == 'flow':
     position = jnp.asarray(grid(arrays['frames'].shape[2:4]))[None]
     return Tokens(values=rearrange(arrays['frames'], 'b t y x c -> b (y x) (t c)'), position=position), None
-  shape, batch_size = arrays['image'].shape[1:4], len(arrays['image'])
+  read = autoencoding_inputs(arrays['image'], arrays['audio'], num_labels=inputs['label'].shape[-1])
+  asked = autoencoding_queries(
+    len(inputs['image']), video_shape=inputs['image'].shape[1:4], num_patches=read['audio'].num_tokens
+  )
   # The last bit of a place is 3e-3 of the top band's angle, so those of the sound are rounded as in the other program.
-  sound = dataclasses.replace(audio_tokens(arrays['audio']), position=arrays['audio_read_at'][None])
-  asked_at = np.float32(2) * inputs['audio_points'].astype(np.float32) / np.float32(sound.num_tokens) - np.float32(1)
-  read = {
-    'image': video_tokens(arrays['image'], (1, 4, 4)),
-    'audio': sound,
-    'label': Tokens(values=arrays['label'][:, None]),
-  }
-  places = {'image': grid(shape, end_points=False)[inputs['image_points']], 'audio': asked_at[:, None]}
-  queries = {name: position_queries(place, batch_size=batch_size) for name, place in places.items()}
-  return read, queries | {'label': Tokens(values=jnp.zeros((batch_size, 1), jnp.int32))}
+  read['audio'] = dataclasses.replace(read['audio'], position=arrays['audio_read_at'][None])
+  points = inputs['audio_points'].astype(np.float32)
+  asked['audio'] = position_queries(
+    (2 * points / np.float32(len(inputs['audio_read_at'])) - 1)[:, None], batch_size=len(inputs['image'])
+  )
+  asked['image'] = jax.tree.map(lambda leaf: leaf[:, inputs['image_points']], asked['image'])
+  return read, asked
 
 
 def answer_of_io(model: PerceiverIO, kind: str, inputs: Inputs) -> Answer:
