@@ -1,6 +1,7 @@
 # make reproduce            install, run the notebooks, write the report     PROFILE=smoke|demo|full|paper  ONLY=01,03
 # make test                 install, run the tests                           ARGS="-k attention"
 # make lab                  install, open JupyterLab                         ARGS="--no-browser"
+# make parity               install torch and transformers apart, compare their models with ours    KINDS="language flow"
 # make figures              publish the newest complete run (or RUN=runs/<id>): figures/, results.json, README's table
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,15 +9,16 @@ PROFILE ?= demo
 ONLY ?=
 RUN ?=
 ARGS ?=
+KINDS ?=
 
 # The stamp carries the Python version: another PYTHON= makes a new environment instead of using what is there.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 STAMP := $(VENV)/.installed-$(VERSION)
 RUN_PYTHON := $(VENV)/bin/python
 
-.PHONY: reproduce test lab figures help
+.PHONY: reproduce test lab parity figures help
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 reproduce: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
@@ -26,6 +28,11 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib lab $(if $(ARGS),-- $(ARGS))
+
+parity: requirements.txt pyproject.toml
+	@test -d $(VENV)-parity || $(PYTHON) -m venv $(VENV)-parity
+	@$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check -e '.[parity]'
+	@$(VENV)-parity/bin/python -m tests.pretrained.parity $(KINDS)
 
 figures: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib figures $(if $(RUN),--run $(RUN))

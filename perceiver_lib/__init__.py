@@ -5,7 +5,7 @@ The names below load on first use, so that importing the package costs nothing:
     from perceiver_lib import Perceiver, PerceiverConfig, Tokens, fit
 
 Everything else is one module deeper: `perceiver_lib.attention`, `.blocks`, `.positions`, `.models`, `.modalities`,
-`.data`, `.plots`, `.experiments`.
+`.data`, `.pretrained`, `.plots`, `.experiments`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _PUBLIC = {
   'LayerConfig': 'blocks',
   'fit': 'training.fit',
   'cross_entropy': 'training.losses',
+  'load_pretrained': 'pretrained',
+  'save_pretrained': 'pretrained',
   'start_run': 'experiments',
 }
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,6 +90,37 @@ def bench(arguments: argparse.Namespace) -> int:
   return errors.EXIT_OK
 
 
+def list_released(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.pretrained import RELEASED
+
+  print('\n'.join(f'{one.name:<40} {one.parameters:>11}  {one.kind}' for one in RELEASED))
+  return errors.EXIT_OK
+
+
+def convert(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.pretrained import load_pretrained
+
+  folder = _said_in_one_sentence(lambda: load_pretrained(arguments.source).save_pretrained(arguments.folder))
+  print(f"{arguments.source} under Hugging Face's names is in {folder}.")
+  return errors.EXIT_OK
+
+
+def verify(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.pretrained import verify
+
+  print(_said_in_one_sentence(lambda: verify(arguments.source)))
+  return errors.EXIT_OK
+
+
+def _said_in_one_sentence(do: Callable[[], Any]) -> Any:
+  from perceiver_lib.training.checkpoints import CheckpointError
+
+  try:
+    return do()
+  except (CheckpointError, FileNotFoundError, ValueError) as error:
+    raise RequestError(str(error)) from None
+
+
 def open_lab(arguments: argparse.Namespace) -> NoReturn:
   from perceiver_lib.experiments.environment import kernel_environment
 
@@ -157,6 +188,21 @@ def parser() -> argparse.ArgumentParser:
   timing.add_argument('--list', action='store_true', help='list the cases and leave')
   timing.add_argument('--rounds', type=int, default=5, help='timed calls of each contender, in turn (default 5)')
   timing.add_argument('--out', type=_path, metavar='FILE', help='JSON to write; cases not measured now stay in it')
+
+  released = command('pretrained', None, 'list, convert or verify released weights')
+  tasks = released.add_subparsers(title='tasks', required=True, metavar='TASK')
+  source = 'id on the hub, folder, safetensors, pytorch_model.bin or an original pickle of DeepMind'
+  for name, function, purpose in (
+    ('list', list_released, 'list what is released, and where'),
+    ('convert', convert, "write any weights of Perceiver IO as safetensors under Hugging Face's names"),
+    ('verify', verify, 'load weights whole, and say what they are, with their hash'),
+  ):
+    task = tasks.add_parser(name, help=purpose, description=purpose)
+    task.set_defaults(function=function)
+    if name != 'list':
+      task.add_argument('source', metavar='SOURCE', help=source)
+    if name == 'convert':
+      task.add_argument('folder', type=Path, metavar='FOLDER', help='where to write model.safetensors and config.json')
 
   lab = command('lab', open_lab, 'open JupyterLab with the kernel and the settings of this environment')
   lab.add_argument('jupyter', nargs='*', metavar='ARGUMENT', help='passed on to JupyterLab, after --')

@@ -48,6 +48,8 @@ class LayerConfig:
     dropout: of each residual branch, after attention and after the MLP.
     query_residual: whether a cross-attention adds its queries to what it read; self-attention always does.
     rotary: how queries and keys turn with position, None = not at all.
+    biases: of the linear layers: all have one, or the attention's output only, or none (krasserm's Perceiver AR has
+      'output' in its cross-attend and 'none' in its self-attends).
   """
 
   num_heads: int
@@ -58,12 +60,14 @@ class LayerConfig:
   dropout: float = 0.0
   query_residual: bool = True
   rotary: Rotary | None = None
+  biases: Literal['all', 'output', 'none'] = 'all'
 
   def __post_init__(self):
     check_counts(self, 'num_heads', 'qk_channels', 'v_channels', 'widening_factor')
     check_numbers(self, 'dropout', least=0, below=1)
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}; got {self.activation!r}.')
+    for name, allowed in (('activation', ACTIVATIONS), ('biases', ('all', 'output', 'none'))):
+      if getattr(self, name) not in allowed:
+        raise ValueError(f'{name} must be one of {", ".join(allowed)}; got {getattr(self, name)!r}.')
 
   def attention(self, *, num_query_channels: int, num_input_channels: int, rngs: nnx.Rngs) -> Attention:
     qk_channels = self.qk_channels or num_input_channels
@@ -75,6 +79,8 @@ class LayerConfig:
       v_channels=self.v_channels or qk_channels,
       num_heads=self.num_heads,
       rotary=self.rotary,
+      qkv_bias=self.biases == 'all',
+      output_bias=self.biases != 'none',
       rngs=rngs,
     )
 
@@ -96,8 +102,9 @@ class MLP(nnx.Module):
 
   def __init__(self, num_channels: int, config: LayerConfig, *, rngs: nnx.Rngs):
     self.activation = config.activation
-    self.up = Linear(num_channels, config.widening_factor * num_channels, rngs=rngs)
-    self.down = Linear(config.widening_factor * num_channels, num_channels, rngs=rngs)
+    width, use_bias = config.widening_factor * num_channels, config.biases == 'all'
+    self.up = Linear(num_channels, width, use_bias=use_bias, rngs=rngs)
+    self.down = Linear(width, num_channels, use_bias=use_bias, rngs=rngs)
 
   @jax.named_scope('mlp')
   def __call__(self, channels: Float[Array, 'b i d']) -> Float[Array, 'b i d']:
@@ -222,10 +229,23 @@ class SelfAttention(nnx.Module):
 
 
 class LatentBlock(nnx.Module):
-  """A stack of self-attention layers over the latents. Weights are shared by calling the same block again."""
+  """A stack of self-attention layers over the latents. Weights are shared by calling the same block again.
 
-  def __init__(self, config: LayerConfig, *, num_channels: int, num_layers: int, rngs: nnx.Rngs):
+  Only the first `num_rotary_layers` turn queries and keys, if the config says so; None = all of them.
+  """
+
+  def __init__(
+    self,
+    config: LayerConfig,
+    *,
+    num_channels: int,
+    num_layers: int,
+    num_rotary_layers: int | None = None,
+    rngs: nnx.Rngs,
+  ):
     self.layers = nnx.List([SelfAttention(config, num_channels=num_channels, rngs=rngs) for _ in range(num_layers)])
+    for layer in list(self.layers)[num_layers if num_rotary_layers is None else num_rotary_layers :]:
+      layer.attention.rotary = None
 
   def __call__(
     self,

@@ -32,12 +32,15 @@ class DecoderConfig:
     output: the final projection. 'linear'; 'zeros', a linear layer that starts at zero (optical flow); 'tied', the
       scores of the input's embedding table and a bias (masked language modelling); 'none', the channels of the queries.
     cross_attend: the layer; its `query_residual` is off in the paper where queries carry input features.
+    heads: modalities with the width of a linear layer of their own behind the projection, which all share (multimodal
+      autoencoding). Empty = there are none.
   """
 
   queries: QueryConfig
   num_outputs: int
   output: Literal['linear', 'zeros', 'tied', 'none'] = 'linear'
   cross_attend: LayerConfig = LayerConfig(num_heads=1)
+  heads: tuple[tuple[str, int], ...] = ()
 
   def __post_init__(self):
     check_counts(self, 'num_outputs')
@@ -48,7 +51,10 @@ class DecoderConfig:
     return input_adapter.num_channels if isinstance(self.queries, InputQueries) else self.queries.num_channels
 
   def check(self, input_adapter: AdapterConfig) -> None:
-    """Raises a ValueError if the final projection does not fit the queries or the input's embedding."""
+    """Raises a ValueError if the final projection or a head does not fit the queries or the input's embedding."""
+    modalities, heads = (sorted(dict(names)) for names in (getattr(self.queries, 'modalities', ()), self.heads))
+    if heads and heads != modalities:
+      raise ValueError(f'Every modality of the queries needs a head, or none: {modalities}; got {heads}.')
     width, embeddings = self.num_query_channels(input_adapter), getattr(input_adapter, 'num_embeddings', None)
     if self.output == 'none' and self.num_outputs != width:
       raise ValueError(
@@ -67,21 +73,22 @@ class IdentityDecoderConfig:
 
   Attributes:
     num_outputs: E.
-    output: 'linear', which starts at zero, or 'tied' to the embedding of the input, with a bias.
+    output_norm, output: as in `PerceiverARConfig`.
   """
 
   num_outputs: int
-  output: Literal['linear', 'tied'] = 'linear'
+  output_norm: bool = True
+  output: Literal['linear', 'tied', 'tied_without_bias'] = 'linear'
 
   def __post_init__(self):
     check_counts(self, 'num_outputs')
-    if self.output not in ('linear', 'tied'):
-      raise ValueError(f'output must be linear or tied; got {self.output!r}.')
+    if self.output not in ('linear', 'tied', 'tied_without_bias'):
+      raise ValueError(f'output must be linear, tied or tied_without_bias; got {self.output!r}.')
 
   def check(self, input_adapter: AdapterConfig, *, num_latent_channels: int) -> None:
     """Raises a ValueError if a tied head does not fit the input's embedding."""
     embedding = (getattr(input_adapter, 'num_embeddings', None), input_adapter.num_channels)
-    if self.output == 'tied' and embedding != (self.num_outputs, num_latent_channels):
+    if self.output != 'linear' and embedding != (self.num_outputs, num_latent_channels):
       raise ValueError(
         f'A tied head needs an input embedding of {self.num_outputs} ids x {num_latent_channels} channels; '
         f'got {embedding}.'
@@ -91,17 +98,18 @@ class IdentityDecoderConfig:
 class TiedOutput(nnx.Module):
   """Scores of the input's embedding table, and a bias."""
 
-  def __init__(self, num_outputs: int):
-    self.bias = nnx.Param(jnp.zeros((num_outputs,)))
+  def __init__(self, num_outputs: int, *, use_bias: bool):
+    self.bias = nnx.Param(jnp.zeros((num_outputs,))) if use_bias else None
 
   def __call__(self, input_adapter, channels: Float[Array, 'b o f']) -> Float[Array, 'b o e']:
-    return input_adapter.attend(channels) + self.bias[...][None, None]
+    logits = input_adapter.attend(channels)
+    return logits if self.bias is None else logits + self.bias[...][None, None]
 
 
 def output_head(kind: str, num_channels: int, num_outputs: int, rngs: nnx.Rngs) -> TiedOutput | Linear:
-  """The final projection by name: 'linear', 'zeros' or 'tied', as in `DecoderConfig`."""
-  if kind == 'tied':
-    return TiedOutput(num_outputs)
+  """The final projection by name: 'linear', 'zeros', 'tied' or 'tied_without_bias'."""
+  if kind.startswith('tied'):
+    return TiedOutput(num_outputs, use_bias=kind == 'tied')
   zeros = {'kernel_init': nnx.initializers.zeros_init()} if kind == 'zeros' else {}
   return Linear(num_channels, num_outputs, **zeros, rngs=rngs)
 
@@ -123,6 +131,8 @@ class Decoder(nnx.Module):
       config.cross_attend, num_query_channels=width, num_input_channels=num_latent_channels, rngs=rngs
     )
     self.output = None if config.output == 'none' else output_head(config.output, width, config.num_outputs, rngs)
+    heads = {name: Linear(config.num_outputs, num_outputs, rngs=rngs) for name, num_outputs in config.heads}
+    self.heads = nnx.Dict(heads) if heads else None
 
   def default_queries(self, inputs: Tokens | Mapping[str, Tokens], batch_size: int) -> Tokens | Mapping[str, Tokens]:
     """What is asked where nothing is said: every learned query, or every input."""
@@ -157,16 +167,17 @@ class Decoder(nnx.Module):
     if isinstance(queries, Tokens):
       if isinstance(adapters, Mapping):
         raise ValueError(f'Queries must be tokens by modality ({", ".join(adapters)}); got tokens without a modality.')
-      return self._decode(latents, queries.checked('queries'), adapters, input_adapter, chunk_size, rngs)
+      return self._decode(latents, queries.checked('queries'), adapters, None, input_adapter, chunk_size, rngs)
     names = sorted(adapters) if isinstance(adapters, Mapping) else []
     if not set(queries) <= set(names):
       raise ValueError(f'Queries must be tokens for some of the modalities {names}; got {sorted(queries)}.')
-    return {
-      name: self._decode(latents, tokens.checked(f'queries[{name!r}]'), adapters[name], input_adapter, chunk_size, rngs)
-      for name, tokens in sorted(queries.items())
-    }
+    outputs = {}
+    for name, tokens in sorted(queries.items()):
+      tokens, head = tokens.checked(f'queries[{name!r}]'), None if self.heads is None else self.heads[name]
+      outputs[name] = self._decode(latents, tokens, adapters[name], head, input_adapter, chunk_size, rngs)
+    return outputs
 
-  def _decode(self, latents, queries, adapter, input_adapter, chunk_size, rngs) -> Float[Array, 'b o e']:
+  def _decode(self, latents, queries, adapter, head, input_adapter, chunk_size, rngs) -> Float[Array, 'b o e']:
     if queries.batch_size != latents.batch_size:
       raise ValueError(f'Queries need the batch size of the latents, {latents.batch_size}; got {queries.batch_size}.')
     if chunk_size is not None and chunk_size < 1:
@@ -176,6 +187,7 @@ class Decoder(nnx.Module):
       chunk = cleaned(chunk)
       read = self.cross_attend(dataclasses.replace(chunk, values=adapter(chunk)), latents, rngs=rngs)
       outputs = read.values if self.output is None else scores(self.output, input_adapter, read.values)
+      outputs = outputs if head is None else head(outputs)
       return zero_invalid(outputs, chunk.valid)
 
     num_queries = queries.num_tokens

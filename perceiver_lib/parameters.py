@@ -1,4 +1,4 @@
-"""Modules whose parameters nobody trained: their shapes, random numbers in all of them, and how many there are."""
+"""Modules whose parameters nobody trains: their shapes, random or frozen numbers in them, and how many there are."""
 
 from __future__ import annotations
 
@@ -52,6 +52,29 @@ def filled(module: nnx.Module, *, scale: float, seed: int = 0) -> nnx.Module:
 
   graphdef, parameters, others = nnx.split(module, nnx.Param, ...)
   return nnx.merge(graphdef, jax.tree.map(moved, parameters), jax.tree.map(number, others))
+
+
+class Frozen(nnx.Variable):
+  """An array that no training changes: `fit` carries it along, without a gradient and without an optimizer state."""
+
+
+def frozen(module: nnx.Module, *paths: str) -> nnx.Module:
+  """A copy of the module whose parameters at and below these paths are `Frozen`.
+
+  Raises:
+    ValueError: for a path at and below which there is no parameter.
+  """
+  copy, met = nnx.clone(module), set()
+  for path, part in nnx.iter_modules(copy):
+    for name, value in list(vars(part).items()):
+      full = '.'.join(map(str, (*path, name)))
+      above = {one for one in paths if f'{full}.'.startswith(f'{one}.')}
+      if isinstance(value, nnx.Param) and above:
+        setattr(part, name, Frozen(value[...]))
+        met |= above
+  if missed := [path for path in paths if path not in met]:
+    raise ValueError(f'There is no parameter at or below {missed[0]!r}.')
+  return copy
 
 
 def count(module: nnx.Module) -> int:

@@ -25,6 +25,7 @@ LAYERS = (
   'baselines plots',
   'models',
   'generation training',
+  'pretrained',
   'experiments',
   'lessons',
   '__main__',

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.parameters import abstract, count, filled
+from perceiver_lib.parameters import Frozen, abstract, count, filled, frozen
 
 
 class Normed(nnx.Module):
@@ -38,3 +38,13 @@ def test_every_parameter_moves_by_the_same_numbers_whether_made_or_abstract(seed
   assert not np.array_equal(other.linear.kernel[...], shapes.linear.kernel[...])
   np.testing.assert_array_equal(moved.norm.var[...], 1)
   np.testing.assert_array_equal(shapes.norm.var[...], 0)
+
+
+def test_what_is_frozen_is_no_parameter_and_keeps_its_numbers():
+  made = filled(Normed(7, rngs=nnx.Rngs(0)), scale=0.3)
+  kept = frozen(made, 'linear', 'norm.bias')
+  assert count(kept) == 5 and count(made) == 7 * 5 + 15
+  assert isinstance(kept.linear.kernel, Frozen) and isinstance(kept.norm.scale, nnx.Param)
+  jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(kept)), nnx.to_pure_dict(nnx.state(made)))
+  with pytest.raises(ValueError, match=r"no parameter at or below 'norm\.b'"):
+    frozen(made, 'linear', 'norm.b')

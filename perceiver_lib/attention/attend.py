@@ -159,6 +159,8 @@ class Attention(nnx.Module):
     v_channels: int,
     num_heads: int,
     rotary: Rotary | None,
+    qkv_bias: bool = True,
+    output_bias: bool = True,
     rngs: nnx.Rngs,
   ):
     for name, width in (('qk_channels', qk_channels), ('v_channels', v_channels)):
@@ -167,10 +169,10 @@ class Attention(nnx.Module):
     if rotary is not None:
       rotary.check(qk_channels // num_heads)
     self.num_heads, self.rotary = num_heads, rotary
-    self.query = Linear(num_query_channels, qk_channels, rngs=rngs)
-    self.key = Linear(num_input_channels, qk_channels, rngs=rngs)
-    self.value = Linear(num_input_channels, v_channels, rngs=rngs)
-    self.output = Linear(v_channels, num_output_channels, rngs=rngs)
+    self.query = Linear(num_query_channels, qk_channels, use_bias=qkv_bias, rngs=rngs)
+    self.key = Linear(num_input_channels, qk_channels, use_bias=qkv_bias, rngs=rngs)
+    self.value = Linear(num_input_channels, v_channels, use_bias=qkv_bias, rngs=rngs)
+    self.output = Linear(v_channels, num_output_channels, use_bias=output_bias, rngs=rngs)
 
   def project_queries(self, channels: Float[Array, 'b i f'], position: Array | None) -> Float[Array, 'b h i k']:
     heads = rotated(split_heads(self.query(channels), self.num_heads), position, self.rotary)

@@ -106,7 +106,8 @@ class Linear(nnx.Linear):
 
   def __call__(self, channels: Float[Array, '*b c']) -> Float[Array, '*b d']:
     result = product('mc,cd->md', rows(channels), self.kernel[...], self.operands)
-    return (result + self.bias[...][None]).reshape(*channels.shape[:-1], result.shape[-1])
+    result = result if self.bias is None else result + self.bias[...][None]
+    return result.reshape(*channels.shape[:-1], result.shape[-1])
 
 
 class LayerNorm(nnx.LayerNorm):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,13 @@ class ConvolutionConfig:
   Attributes:
     image_shape: height, width and channels of the image that the tokens make up.
     num_channels: of the result.
+    padding: 'deepmind', SAME: 224 pixels a side become 56. 'hugging_face', 3 pixels around the image and none around
+      what the maximum is taken of: 55.
   """
 
   image_shape: tuple[int, int, int]
   num_channels: int = 64
+  padding: Literal['deepmind', 'hugging_face'] = 'deepmind'
 
   def __post_init__(self):
     check_counts(self, 'image_shape', 'num_channels')
@@ -63,11 +67,13 @@ class Convolution(nnx.Module):
         f'mask; got {shape}{"" if tokens.valid is None else " with one"}.'
       )
     images = rearrange(tokens.values.astype(float_type()), 'b (y x) c -> b y x c', y=height)
+    same = self.config.padding == 'deepmind'
     images = jax.lax.conv_general_dilated(
-      images, self.kernel[...], (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      images, self.kernel[...], (2, 2), 'SAME' if same else ((3, 3), (3, 3)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
     factor = self.scale[...] * jax.lax.rsqrt(self.variance[...] + BATCH_NORM_EPSILON)
     images = (images - self.mean[...][None, None, None]) * factor[None, None, None] + self.bias[...][None, None, None]
-    images = jax.lax.reduce_window(jax.nn.relu(images), -math.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), 'SAME')
+    pooled = (1, 3, 3, 1), (1, 2, 2, 1), 'SAME' if same else 'VALID'
+    images = jax.lax.reduce_window(jax.nn.relu(images), -math.inf, jax.lax.max, *pooled)
     position = jnp.asarray(grid(images.shape[1:3]))[None]
     return Tokens(values=rearrange(images, 'b y x c -> b (y x) c'), position=position)

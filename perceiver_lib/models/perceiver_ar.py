@@ -22,6 +22,7 @@ from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer
 from perceiver_lib.decoder import output_head, scores
 from perceiver_lib.models import perceiver_ar_cached
 from perceiver_lib.models.last_inputs import gathered, last_valid, rank_from_end, read_inputs, validity
+from perceiver_lib.models.released import Released
 from perceiver_lib.positions import Rotary, SinusoidalPositions
 from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens
@@ -44,7 +45,9 @@ class PerceiverARConfig:
     key_norm: layer norm of the cross-attend's keys: 'shared' = `input_norm` for all of them (perceiver-ar), or
       'query_norm' for the keys that are latents too, which needs C = D (krasserm/perceiver-io).
     num_rotary_layers: self-attends that rotate, from the first; None = all of them. The cross-attend has its own field.
-    output: 'linear' head, which starts at zero, or 'tied' to the embedding of the input, with a bias.
+    output_norm: whether a layer norm stands before the head.
+    output: 'linear' head, which starts at zero, or 'tied' to the embedding of the input, with a bias or
+      'tied_without_bias'.
     cross_attend, self_attend: the layers.
     mixed_precision: products of bfloat16 operands with float32 sums, see `attention.products`.
   """
@@ -57,7 +60,8 @@ class PerceiverARConfig:
   latent_projection: Literal['linear', 'none'] = 'linear'
   key_norm: Literal['shared', 'query_norm'] = 'shared'
   num_rotary_layers: int | None = None
-  output: Literal['linear', 'tied'] = 'linear'
+  output_norm: bool = True
+  output: Literal['linear', 'tied', 'tied_without_bias'] = 'linear'
   cross_attend: LayerConfig
   self_attend: LayerConfig
   mixed_precision: bool = False
@@ -68,16 +72,17 @@ class PerceiverARConfig:
     for name, allowed in (
       ('latent_projection', ('linear', 'none')),
       ('key_norm', ('shared', 'query_norm')),
-      ('output', ('linear', 'tied')),
+      ('output', ('linear', 'tied', 'tied_without_bias')),
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {", ".join(allowed)}; got {getattr(self, name)!r}.')
     c, d = self.input_adapter.num_channels, self.num_latent_channels
-    for name, value in (('latent_projection', 'none'), ('key_norm', 'query_norm'), ('output', 'tied')):
-      if getattr(self, name) == value and c != d:
+    needing = {'latent_projection': ('none',), 'key_norm': ('query_norm',), 'output': ('tied', 'tied_without_bias')}
+    for name, values in needing.items():
+      if (value := getattr(self, name)) in values and c != d:
         raise ValueError(f'{name}={value!r} needs inputs as wide as the latents, {d} channels; got {c}.')
     vocabulary = getattr(self.input_adapter, 'num_embeddings', None)
-    if self.output == 'tied' and vocabulary != self.num_outputs:
+    if self.output != 'linear' and vocabulary != self.num_outputs:
       raise ValueError(f'A tied head has one output for each of {vocabulary} embeddings; got {self.num_outputs}.')
 
   @classmethod
@@ -151,7 +156,7 @@ class PerceiverARConfig:
     )
 
 
-class PerceiverAR(nnx.Module):
+class PerceiverAR(Released, nnx.Module):
   """Latents on the last inputs read the whole context once, causally, and predict what comes next."""
 
   def __init__(self, config: PerceiverARConfig, *, rngs: nnx.Rngs):
@@ -162,13 +167,10 @@ class PerceiverAR(nnx.Module):
     self.cross_attends = nnx.List(
       [CrossAttention(config.cross_attend, num_query_channels=d, num_input_channels=c, rngs=rngs)]
     )
-    block = LatentBlock(config.self_attend, num_channels=d, num_layers=config.num_self_attends, rngs=rngs)
-    if config.num_rotary_layers is not None:
-      for layer in list(block.layers)[config.num_rotary_layers :]:
-        layer.attention.rotary = None
-    self.blocks = nnx.List([block])
-    self.output_norm = layer_norm(d, rngs)
-    self.head = output_head('zeros' if config.output == 'linear' else 'tied', d, config.num_outputs, rngs)
+    stack = {'num_layers': config.num_self_attends, 'num_rotary_layers': config.num_rotary_layers}
+    self.blocks = nnx.List([LatentBlock(config.self_attend, num_channels=d, **stack, rngs=rngs)])
+    self.output_norm = layer_norm(d, rngs) if config.output_norm else None
+    self.head = output_head('zeros' if config.output == 'linear' else config.output, d, config.num_outputs, rngs)
     if config.mixed_precision:
       round_operands(self)
 
@@ -198,7 +200,8 @@ class PerceiverAR(nnx.Module):
 
   def logits(self, latents: Float[Array, 'b n d']) -> Float[Array, 'b n e']:
     """The identity decoder: output norm and head."""
-    return scores(self.head, self.input_adapter, self.output_norm(latents))
+    normed = latents if self.output_norm is None else self.output_norm(latents)
+    return scores(self.head, self.input_adapter, normed)
 
   def encode(
     self,

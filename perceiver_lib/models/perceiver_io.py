@@ -21,13 +21,16 @@ from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import round_operands
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
 from perceiver_lib.decoder import Decoder, DecoderConfig
+from perceiver_lib.modalities.multimodal import ModalityAdaptersConfig
 from perceiver_lib.models.convolution import ConvolutionConfig
+from perceiver_lib.models.released import Released
 from perceiver_lib.positions import FourierFeatures
-from perceiver_lib.queries import InputQueries, LearnedQueries
+from perceiver_lib.queries import InputQueries, LearnedQueries, PositionQueries
 from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, refuse_empty
 
 Outputs = Float[Array, 'b o e'] | dict[str, Float[Array, 'b o e']]
+Mode = Literal['deepmind', 'hugging_face']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,8 +218,90 @@ class PerceiverIOConfig:
       num_heads=16,
     )
 
+  @classmethod
+  def multimodal(
+    cls,
+    *,
+    num_latents: int,
+    num_latent_channels: int,
+    num_self_attends: int,
+    num_heads: int,
+    video_cells: tuple[int, int, int] = (16, 56, 56),
+    num_samples: int = 30_720,
+    samples_per_patch: int = 16,
+    num_labels: int = 700,
+    num_label_channels: int = 1024,
+    num_outputs: int = 512,
+  ) -> PerceiverIOConfig:
+    """A labelled video with sound in and out; the label is masked, so that its output classifies the video.
 
-class PerceiverIO(nnx.Module):
+    Args:
+      num_heads: of the self-attends.
+      video_cells: frames, rows and columns of blocks of 4 x 4 pixels; outputs are pixels, asked for by position.
+      num_samples: of the sound, whose tokens are patches of `samples_per_patch`.
+      num_label_channels: of the label's learned query.
+      num_outputs: channels before the heads of the modalities.
+    """
+    video = FourierFeatures(num_bands=32, max_resolution=video_cells)
+    sound = FourierFeatures(num_bands=192, max_resolution=(num_samples,))
+    inputs = {
+      'audio': FeatureAdapterConfig(num_values=samples_per_patch, position=sound),
+      'image': FeatureAdapterConfig(num_values=4 * 4 * 3, position=video),
+      'label': FeatureAdapterConfig(num_values=num_labels),
+    }
+    queries = {
+      'audio': PositionQueries(position=sound),
+      'image': PositionQueries(position=video),
+      'label': LearnedQueries(num_queries=1, num_channels=num_label_channels),
+    }
+    # The least padding, and with it the widths, are those of deepmind-research's colab.
+    num_channels, num_query_channels = (
+      max(adapter.num_channels for adapter in adapters.values()) + least
+      for adapters, least in ((inputs, 4), (queries, 2))
+    )
+    return cls(
+      input_adapter=ModalityAdaptersConfig(
+        modalities=tuple(inputs.items()), num_channels=num_channels, masked=('label',)
+      ),
+      num_latents=num_latents,
+      num_latent_channels=num_latent_channels,
+      num_self_attends_per_block=num_self_attends,
+      self_attend=LayerConfig(num_heads=num_heads),
+      decoder=DecoderConfig(
+        queries=ModalityAdaptersConfig(modalities=tuple(queries.items()), num_channels=num_query_channels),
+        num_outputs=num_outputs,
+        cross_attend=LayerConfig(num_heads=1, query_residual=False),
+        heads=(('audio', samples_per_patch), ('image', 3), ('label', num_labels)),
+      ),
+    )
+
+  @classmethod
+  def paper_multimodal(cls) -> PerceiverIOConfig:
+    """Autoencoding of Kinetics-700 (section 4.3, App. I, the released model's colab): 19,858,855 parameters."""
+    return cls.multimodal(num_latents=784, num_latent_channels=512, num_self_attends=8, num_heads=8)
+
+  def in_mode(self, mode: Mode) -> PerceiverIOConfig:
+    """The same sizes as deepmind-research computes them, as all presets do, or as Hugging Face's transformers does.
+
+    What differs is in the table of `perceiver_lib.pretrained`.
+    """
+    if mode not in ('deepmind', 'hugging_face'):
+      raise ValueError(f'mode must be deepmind or hugging_face; got {mode!r}.')
+    adapter, gelu = self.input_adapter, {'activation': 'gelu_tanh' if mode == 'deepmind' else 'gelu_erf'}
+    learned = isinstance(adapter, FeatureAdapterConfig) and isinstance(adapter.position, LearnedPositions)
+    residual = {'query_residual': mode == 'hugging_face'} if learned else {}
+    layer = dataclasses.replace(self.decoder.cross_attend, **gelu, **residual)
+    convolution = self.preprocessor
+    return dataclasses.replace(
+      self,
+      cross_attend=dataclasses.replace(self.cross_attend, **gelu),
+      self_attend=dataclasses.replace(self.self_attend, **gelu),
+      decoder=dataclasses.replace(self.decoder, cross_attend=layer),
+      preprocessor=None if convolution is None else dataclasses.replace(convolution, padding=mode),
+    )
+
+
+class PerceiverIO(Released, nnx.Module):
   """Encode, process, decode: the cost of depth depends on neither the number of inputs nor that of outputs."""
 
   def __init__(self, config: PerceiverIOConfig, *, rngs: nnx.Rngs):
@@ -234,6 +319,13 @@ class PerceiverIO(nnx.Module):
     self.decoder = Decoder(config.decoder, input_adapter=config.input_adapter, num_latent_channels=d, rngs=rngs)
     if config.mixed_precision:
       round_operands(self)
+
+  def with_decoder(self, decoder: DecoderConfig, *, rngs: nnx.Rngs) -> PerceiverIO:
+    """A copy that reads as this model does and is asked otherwise, by a new decoder, as for fine-tuning."""
+    model = PerceiverIO(dataclasses.replace(self.config, decoder=decoder), rngs=rngs)
+    for part in ('preprocessor', 'input_adapter', 'latents', 'cross_attends', 'blocks'):
+      setattr(model, part, nnx.clone(getattr(self, part)))
+    return model
 
   def encode(
     self,

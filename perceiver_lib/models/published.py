@@ -41,6 +41,7 @@ def presets() -> list[Preset]:
       ('Perceiver IO, language, large (IO++)', language('bytes_large'), 425_607_430, '425M (IO, Tab. 1)'),
       ('Perceiver IO, optical flow, 24 layers', flow(), 41_057_134, 'none in print'),
       ('Perceiver IO, optical flow, 16 layers', flow('small'), 27_908_974, '27.9M (IO, section 4.3)'),
+      ('Perceiver IO, multimodal', PerceiverIOConfig.paper_multimodal(), 19_858_855, 'none in print'),
     ],
     PerceiverAR: [
       ('Perceiver AR, ImageNet 64x64', PerceiverARConfig.paper_imagenet64(), 770_094_339, '770.1M (second hand)'),

@@ -86,6 +86,7 @@ class UnifiedPerceiverConfig:
     num_latent_channels: D.
     num_blocks: times that the one latent block is applied, and num_self_attends_per_block its depth.
     cross_attend, self_attend: the layers.
+    num_rotary_layers: self-attends of the block that rotate, from the first; None = all of them.
     decoder: queries of any kind, each with its own timestep, or `IdentityDecoderConfig`.
     mixed_precision: products of bfloat16 operands with float32 sums, see `attention.products`.
   """
@@ -97,6 +98,7 @@ class UnifiedPerceiverConfig:
   num_self_attends_per_block: int = 6
   cross_attend: LayerConfig = LayerConfig(num_heads=1)
   self_attend: LayerConfig = LayerConfig(num_heads=8)
+  num_rotary_layers: int | None = None
   decoder: DecoderConfig | IdentityDecoderConfig
   mixed_precision: bool = False
 
@@ -181,14 +183,13 @@ class UnifiedPerceiver(nnx.Module):
     self.cross_attends = nnx.List(
       [CrossAttention(config.cross_attend, num_query_channels=d, num_input_channels=c, rngs=rngs)]
     )
-    self.blocks = nnx.List(
-      [LatentBlock(config.self_attend, num_channels=d, num_layers=config.num_self_attends_per_block, rngs=rngs)]
-    )
+    stack = {'num_layers': config.num_self_attends_per_block, 'num_rotary_layers': config.num_rotary_layers}
+    self.blocks = nnx.List([LatentBlock(config.self_attend, num_channels=d, **stack, rngs=rngs)])
     if isinstance(config.decoder, DecoderConfig):
       self.decoder = Decoder(config.decoder, input_adapter=config.input_adapter, num_latent_channels=d, rngs=rngs)
     else:
-      self.output_norm = layer_norm(d, rngs)
-      kind = 'zeros' if config.decoder.output == 'linear' else 'tied'
+      self.output_norm = layer_norm(d, rngs) if config.decoder.output_norm else None
+      kind = 'zeros' if config.decoder.output == 'linear' else config.decoder.output
       self.head = output_head(kind, d, config.decoder.num_outputs, rngs)
     if config.mixed_precision:
       round_operands(self)
@@ -305,7 +306,7 @@ class UnifiedPerceiver(nnx.Module):
       return self.decoder(latents, queries, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
     if queries is not None:
       raise ValueError('This model has an identity decoder, whose outputs are its latents; got queries.')
-    channels = self.output_norm(latents.values)
+    channels = latents.values if self.output_norm is None else self.output_norm(latents.values)
     return dataclasses.replace(latents, values=scores(self.head, self.input_adapter, channels))
 
   def __call__(

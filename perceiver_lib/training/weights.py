@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -59,18 +60,32 @@ def load_weights(model: nnx.Module, path: str | os.PathLike) -> nnx.Module:
     raise CheckpointError(
       f'The weight file {path} is damaged or no safetensors file: {error}. Fetch it again.'
     ) from None
-  expected = _named(model)
-  if odd := sorted(expected.keys() ^ arrays.keys()):
-    who, shape = ('file', expected[odd[0]].shape) if odd[0] in expected else ('model', arrays[odd[0]].shape)
+  check_shapes(path, {name: array.shape for name, array in arrays.items()}, shapes(model))
+  return with_arrays(model, arrays.pop)
+
+
+def shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+  """Of every parameter and running statistic, under its path."""
+  return {name: leaf.shape for name, leaf in _named(model).items()}
+
+
+def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+  """Raises a CheckpointError that names the first array by which a file and a model differ."""
+  if odd := sorted(expected.keys() ^ found.keys()):
+    who, shape = ('file', expected[odd[0]]) if odd[0] in expected else ('model', found[odd[0]])
     raise CheckpointError(
       f'{path} and the model differ in {len(odd)} arrays: the {who} lacks {odd[0]!r} of shape {shape}.'
     )
-  for name, leaf in expected.items():
-    if arrays[name].shape != leaf.shape:
-      raise CheckpointError(f'{path} has {name!r} of shape {arrays[name].shape}; the model has {leaf.shape}.')
+  for name, shape in expected.items():
+    if found[name] != shape:
+      raise CheckpointError(f'{path} has {name!r} of shape {found[name]}; the model has {shape}.')
+
+
+def with_arrays(model: nnx.Module, array: Callable[[str], np.ndarray]) -> nnx.Module:
+  """A copy of the model with `array(path)` for every parameter and running statistic, asked for one at a time."""
   graphdef, random, state = nnx.split(model, nnx.RngState, ...)
   leaves = [
-    (names, leaf.replace(jnp.asarray(arrays['.'.join(map(str, names))], leaf.dtype)))
+    (names, leaf.replace(jnp.asarray(array('.'.join(map(str, names))), leaf.dtype)))
     for names, leaf in nnx.to_flat_state(state)
   ]
   return nnx.merge(graphdef, random, nnx.from_flat_state(leaves), copy=True)

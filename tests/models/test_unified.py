@@ -150,7 +150,13 @@ def test_one_timestep_without_a_table_is_perceiver_io(chunk_size, timed):
 )
 def test_latents_on_the_last_inputs_with_an_identity_decoder_are_perceiver_ar(projection, key_norm, chunk_size):
   layer = LayerConfig(num_heads=2, widening_factor=2, activation='squared_relu', rotary=Rotary(fraction=0.5))
-  shared = {'num_latent_channels': CHANNELS, 'cross_attend': layer, 'self_attend': layer}
+  krasserms = key_norm == 'query_norm'
+  shared = {
+    'num_latent_channels': CHANNELS,
+    'cross_attend': dataclasses.replace(layer, biases='output' if krasserms else 'all'),
+    'self_attend': dataclasses.replace(layer, biases='none' if krasserms else 'all'),
+    'num_rotary_layers': 1 if krasserms else None,
+  }
   shared['input_adapter'] = FeatureAdapterConfig(num_values=VALUES, num_projected_channels=CHANNELS)
   ar = PerceiverARConfig(
     num_latents=5,
@@ -158,13 +164,14 @@ def test_latents_on_the_last_inputs_with_an_identity_decoder_are_perceiver_ar(pr
     num_self_attends=2,
     latent_projection=projection,
     key_norm=key_norm,
+    output_norm=not krasserms,
     **shared,
   )
   ar = filled(PerceiverAR(ar, rngs=nnx.Rngs(0)), scale=0.15, seed=3)
   config = UnifiedPerceiverConfig(
     latents=InputLatents(num_latents=5, projection=projection, key_norm=key_norm),
     num_self_attends_per_block=2,
-    decoder=IdentityDecoderConfig(num_outputs=OUTPUTS),
+    decoder=IdentityDecoderConfig(num_outputs=OUTPUTS, output_norm=not krasserms),
     **shared,
   )
   unified = with_weights_of(ar, UnifiedPerceiver(config, rngs=nnx.Rngs(1)))
