@@ -14,7 +14,9 @@ from perceiver_lib import __main__ as command_line
 from perceiver_lib.experiments import report, runner
 from perceiver_lib.experiments.bench import harness
 from perceiver_lib.experiments.environment import kernel_environment
+from perceiver_lib.pretrained import RELEASED
 from tests.experiments.sequence import GOOD, write_notebook
+from tests.pretrained.golden_files import golden
 
 
 @pytest.fixture
@@ -226,3 +228,17 @@ assert len(names) > 5 and not heavy & set(sys.modules), heavy & set(sys.modules)
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
   with pytest.raises(AttributeError, match="no attribute 'Perciever'"):
     _ = perceiver_lib.Perciever
+
+
+def test_the_command_lists_converts_and_verifies(tmp_path, capsys):
+  assert call('pretrained', 'list') == 0
+  assert capsys.readouterr().out.count('\n') == len(RELEASED)
+  folder = golden('hugging_face_text').write(tmp_path)
+  assert call('pretrained', 'convert', folder, tmp_path / 'new') == 0
+  assert call('pretrained', 'verify', tmp_path / 'new') == 0
+  assert 'PerceiverIO, ' in capsys.readouterr().out
+  weights = tmp_path / 'new' / 'model.safetensors'
+  as_in_the_hubs_cache = weights.rename(weights.with_name('0' * 64))
+  weights.symlink_to(as_in_the_hubs_cache)
+  assert call('pretrained', 'verify', tmp_path / 'new') == 2
+  assert 'where the hub has 0000' in capsys.readouterr().err

@@ -14,6 +14,7 @@ PACKAGE = Path(perceiver_lib.__file__).parent
 TESTS = Path(__file__).parent
 
 LAYERS = (
+  'settings',
   'tokens positions parameters flops files',
   'attention',
   'blocks',

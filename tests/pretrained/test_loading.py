@@ -14,9 +14,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from perceiver_lib import PerceiverAR, PerceiverIO, PerceiverIOConfig, load_pretrained
-from perceiver_lib.__main__ import main
 from perceiver_lib.parameters import abstract
-from perceiver_lib.pretrained import RELEASED, deepmind, hugging_face, krasserm
+from perceiver_lib.pretrained import deepmind, hugging_face, krasserm
 from perceiver_lib.training.checkpoints import CheckpointError
 from perceiver_lib.training.weights import shapes
 from tests.pretrained.golden_files import NAMES, golden
@@ -219,17 +218,3 @@ def test_without_network_or_file_it_is_one_sentence(tmp_path, monkeypatch):
     load_pretrained('none')
   with pytest.raises(FileNotFoundError, match=r'holds none of model\.safetensors, pytorch_model\.bin'):
     load_pretrained(tmp_path)
-
-
-def test_the_command_lists_converts_and_verifies(tmp_path, capsys):
-  assert main(['pretrained', 'list']) == 0
-  assert capsys.readouterr().out.count('\n') == len(RELEASED)
-  folder = golden('hugging_face_text').write(tmp_path)
-  assert main(['pretrained', 'convert', str(folder), str(tmp_path / 'new')]) == 0
-  assert main(['pretrained', 'verify', str(tmp_path / 'new')]) == 0
-  assert 'PerceiverIO, ' in capsys.readouterr().out
-  weights = tmp_path / 'new' / 'model.safetensors'
-  as_in_the_hubs_cache = weights.rename(weights.with_name('0' * 64))
-  weights.symlink_to(as_in_the_hubs_cache)
-  assert main(['pretrained', 'verify', str(tmp_path / 'new')]) == 2
-  assert 'where the hub has 0000' in capsys.readouterr().err
