@@ -15,7 +15,8 @@ TESTS = Path(__file__).parent
 
 LAYERS = (
   'settings',
-  'tokens positions parameters flops files',
+  'tokens',
+  'positions parameters flops files',
   'attention',
   'blocks',
   'adapters',
