@@ -104,10 +104,16 @@ def read_prepared(folder: Path) -> dict[str, ArraySource]:
 
 @contextlib.contextmanager
 def naming_damage(folder: str | os.PathLike) -> Iterator[None]:
-  """Turns whatever a reader of damaged files stumbles over into one ValueError that names the folder to delete."""
+  """Turns whatever a reader of damaged files stumbles over into one ValueError that names the folder to delete.
+
+  A disk that fails, or too many open files, is no damage: that error stays what it is.
+  """
   try:
     yield
   except Exception as error:
+    absent = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    if isinstance(error, OSError) and not isinstance(error, absent):
+      raise
     raise _damaged(folder, error) from error
 
 
