@@ -36,11 +36,10 @@ def test_ngram_probabilities_sum_to_one_in_seen_and_unseen_contexts():
   train = b'the cat sat on the mat, and the rat sat on that. ' * 3 + b'what cat?'
   for context in (b'the ', b'zzzz', b'n th'):
     for order in (1, 2, 4, 7):
-      bits = []
+      # The mean over the test text, less what the same text without its last byte costs.
+      before, bits = ngram_bits(train, context, max_order=order)[-1] * len(context), []
       for byte in range(256):
         test = context + bytes([byte])
-        # The mean over the test text, less what the same text without its last byte costs.
-        before = ngram_bits(train, context, max_order=order)[-1] * len(context)
         bits.append(ngram_bits(train, test, max_order=order)[-1] * len(test) - before)
       assert sum(2.0 ** -np.array(bits)) == pytest.approx(1, abs=1e-9)
 

@@ -36,26 +36,27 @@ def model_of(seed: int = 0, **changes) -> PerceiverAR:
 
 
 def recomputed(model: PerceiverAR, window: LatentWindow, row: list[int], tokens: list[int]) -> list[np.ndarray]:
-  """Logits before each of the tokens by whole forward passes, under the policy that `LatentWindow` states."""
-  width = max(len(row) + len(tokens), window.context_length)
-  logits, history, num_latents = [], [], window.num_latents
-  for done in range(len(tokens)):
-    if num_latents == window.num_latents:
-      history, num_latents = (row + tokens[:done])[-window.keep :], window.num_start_latents
-    else:
-      history, num_latents = [*history, tokens[done - 1]], num_latents + 1
+  """Logits before each of the tokens by whole forward passes, under the policy that `LatentWindow` states.
+
+  From one refill to the next, latents are added and none leaves: one pass with all of them has the logits of each.
+  """
+  width, logits = max(len(row) + len(tokens), window.context_length), []
+  while len(logits) < len(tokens):
+    done = len(logits)
+    count = min(window.num_latents - window.num_start_latents + 1, len(tokens) - done)
+    history = (row + tokens[:done])[-window.keep :] + tokens[done : done + count - 1]
     # Padded on the right to one shape, which changes nothing and compiles once for each number of latents.
     values = np.zeros((1, width), np.int32)
     values[0, : len(history)] = history
-    valid = np.arange(width)[None] < len(history)
-    inputs = Tokens(values=jnp.asarray(values), valid=jnp.asarray(valid))
-    logits.append(np.asarray(_last_logits(*nnx.split(model), inputs, num_latents)[0]))
+    inputs = Tokens(values=jnp.asarray(values), valid=jnp.asarray(np.arange(width)[None] < len(history)))
+    found = _logits(*nnx.split(model), inputs, window.num_start_latents + count - 1)
+    logits += list(np.asarray(found)[0, -count:])
   return logits
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _last_logits(graphdef, params, inputs, num_latents):
-  return nnx.merge(graphdef, params)(inputs, num_latents=num_latents).values[:, -1]
+def _logits(graphdef, params, inputs, num_latents):
+  return nnx.merge(graphdef, params)(inputs, num_latents=num_latents).values
 
 
 def steps(model: PerceiverAR, window: LatentWindow, prompt: Tokens, tokens: np.ndarray) -> np.ndarray:
