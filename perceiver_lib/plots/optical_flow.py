@@ -44,7 +44,8 @@ def flow_colours(
   step = (np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1) * (_STEPS.sum() - 1)
   knots = np.concatenate([[0], np.cumsum(_STEPS)])
   hue = np.stack([np.interp(step, knots, _HUES[:, channel]) for channel in range(3)], -1)
-  colour = np.where(speed <= 1, 1 - speed * (1 - hue), 0.75 * hue)
+  # Rounding must not darken the longest vector itself.
+  colour = np.where(speed <= 1 + 1e-5, 1 - speed * (1 - hue), 0.75 * hue)
   return np.rint(255 * colour * shown[..., None]).astype(np.uint8)
 
 
