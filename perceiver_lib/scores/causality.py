@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float
 
 from perceiver_lib.tokens import Tokens
 
-
 jit_once = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 """`jax.jit` for what is called once on little: compiling takes less than half the time, running many times as long."""
 
