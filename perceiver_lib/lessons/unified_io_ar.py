@@ -214,7 +214,7 @@ def measure_bytes(num_bytes: int, how: How) -> dict[str, Any]:
 
 
 def measure_both_reads(num_bytes: int) -> dict[How, dict[str, Any]]:
-  """`measure_bytes` of the prefix read and then of the general one, whose peak of memory is the higher."""
+  """`measure_bytes` of the prefix read and then of the general one; the peak of memory is the first one's own only."""
   return {how: measure_bytes(num_bytes, how) for how in ('prefix', 'general')}
 
 
