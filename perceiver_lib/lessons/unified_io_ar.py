@@ -25,7 +25,7 @@ from perceiver_lib.models.unified import LearnedLatents, UnifiedPerceiver, Unifi
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.queries import PositionQueries, position_queries
-from perceiver_lib.scores.causality import Probe
+from perceiver_lib.scores.causality import Probe, jit_once
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
 from perceiver_lib.training.host import enable_compilation_cache
 from perceiver_lib.training.losses import cross_entropy
@@ -91,7 +91,7 @@ def largest_differences(
       outputs = function(model, values)
       return jnp.sum(jnp.sin(outputs)), outputs
 
-    (_, outputs), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(model, values)
+    (_, outputs), gradients = jit_once(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(model, values)
     by_name = {'.'.join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(gradients[0]))}
     return outputs, jnp.concatenate([jnp.ravel(by_name[name]) for name in sorted(by_name)] + [jnp.ravel(gradients[1])])
 
@@ -214,7 +214,7 @@ def measure_bytes(num_bytes: int, how: How) -> dict[str, Any]:
 
 
 def measure_both_reads(num_bytes: int) -> dict[How, dict[str, Any]]:
-  """`measure_bytes` of the prefix read and then of the general one, whose peak of memory is the higher."""
+  """`measure_bytes` of the prefix read and then of the general one; the peak of memory is the first one's own only."""
   return {how: measure_bytes(num_bytes, how) for how in ('prefix', 'general')}
 
 
