@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
   from perceiver_lib.plots.curves import Curve
 
-LEAST_LOSS = 1e-4
+LEAST_LOSS = 1e-7
 """Where a loss of zero stands on the logarithmic axis."""
 
 
