@@ -67,8 +67,8 @@ class PerceiverARConfig:
   mixed_precision: bool = False
 
   def __post_init__(self):
-    check_counts(self, 'num_latents', 'num_latent_channels', 'num_outputs', 'num_self_attends')
-    check_counts(self, 'num_rotary_layers', least=0)
+    check_counts(self, 'num_latents', 'num_latent_channels', 'num_outputs')
+    check_counts(self, 'num_self_attends', 'num_rotary_layers', least=0)
     for name, allowed in (
       ('latent_projection', ('linear', 'none')),
       ('key_norm', ('shared', 'query_norm')),

@@ -200,9 +200,11 @@ def test_a_chosen_map_of_a_long_input_costs_no_more_than_itself():
 
 def test_names_match_component_by_component():
   model = models()['perceiver']
-  run = capture_attention(model, names=['encoder.cross_attention.1', 'process'])
+  run = capture_attention(model, names=['encoder.cross_attention.1'])
   _, maps = jax.jit(run)(tokens(VALUES))
   assert set(maps) == {'encoder.cross_attention.1'}
+  with pytest.raises(ValueError, match="no attention named 'process'"):
+    capture_attention(model, names=['process'])(tokens(VALUES))
 
 
 def test_a_second_decoding_counts_on():
