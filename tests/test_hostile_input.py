@@ -216,7 +216,10 @@ SETTINGS = [
     dict.fromkeys(['num_latents', 'num_latent_channels', 'num_outputs', 'num_cross_attends', 'num_blocks'], COUNT),
   ),
   (PerceiverIOConfig.tiny(ADAPTER, DECODER), {'num_latents': COUNT, 'num_self_attends_per_block': COUNT}),
-  (PerceiverARConfig.tiny(), {'num_latents': COUNT, 'num_self_attends': COUNT, 'num_rotary_layers': (-1, 0.5, NAN)}),
+  (
+    PerceiverARConfig.tiny(),
+    {'num_latents': COUNT, 'num_self_attends': (-1, 0.5, NAN), 'num_rotary_layers': (-1, 0.5, NAN)},
+  ),
   (UnifiedPerceiverConfig.tiny(ADAPTER, DECODER, T), {'num_latent_channels': COUNT, 'num_blocks': COUNT}),
   (LearnedLatents(num_latents=2), {'num_latents': COUNT, 'num_timesteps': COUNT, 'encoder_window': COUNT}),
   (InputLatents(num_latents=2), {'num_latents': COUNT}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import shutil
@@ -19,6 +20,8 @@ from perceiver_lib.data.loading import ArraySource, stack
 from perceiver_lib.data.splits import carve
 
 ABANDONED_AFTER_SECONDS = 3600
+DISK_FAILURES = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ESTALE}
+"""What says nothing of the files that were to be read."""
 
 
 def data_directory(data_dir: str | os.PathLike | None = None) -> Path:
@@ -111,8 +114,8 @@ def naming_damage(folder: str | os.PathLike) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    absent = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-    if isinstance(error, OSError) and not isinstance(error, absent):
+    causes = (error, error.__cause__)  # TFDS wraps what it reads with
+    if any(isinstance(cause, OSError) and cause.errno in DISK_FAILURES for cause in causes):
       raise
     raise _damaged(folder, error) from error
 
