@@ -19,12 +19,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from perceiver_lib.attention.capture import AttentionMap, capture_attention
 from perceiver_lib.attention.rollout import attention_rollout
-from perceiver_lib.data.dates import PAD
 from perceiver_lib.data.text import Documents, RandomCrops, Windows
 from perceiver_lib.experiments.measuring import measure, peak_bytes
 from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.lessons.tour import random_bytes
-from perceiver_lib.lessons.unified_io_ar_tasks import shifted
+from perceiver_lib.lessons.unified_io_ar_tasks import Logits, log_probabilities, shifted
 from perceiver_lib.modalities.text import ByteTokenizer, hidden_words
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.parameters import abstract, filled
@@ -300,9 +299,6 @@ def profile(
 
 # Maps beside a known truth.
 
-Logits = Callable[[nnx.Module, Int[Array, 'b m'], Int[Array, 'b t']], Float[Array, 'b t e']]
-"""(model, source, what is known at each timestep) -> scores of the next symbol."""
-
 
 class OnTruth(NamedTuple):
   """Means in %: the share of a map that lies on the true place, and how often the true place has the largest share."""
@@ -331,10 +327,6 @@ def on_truth(
   return OnTruth(100 * float(on_place.mean()), 100 * float((maps.argmax(-1) == places[..., 0]).mean()))
 
 
-def _log_probabilities(logits: Float[Array, 'b t e'], target: Int[Array, 'b t']) -> Float[Array, 'b t']:
-  return jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
-
-
 class _Gated:
   """An adapter whose channels are multiplied by a number a token."""
 
@@ -358,23 +350,9 @@ def gradient_times_input(
     graphdef, state = nnx.split(model)
     copy = nnx.merge(graphdef, state)
     copy.input_adapter = nnx.static(_Gated(adapter, gate))
-    return _log_probabilities(logits(copy, source, shifted(target)), target).sum(0)
+    return log_probabilities(logits(copy, source, shifted(target)), target).sum(0)
 
   return jnp.moveaxis(jax.jacrev(gated)(jnp.ones((b, m + t))), 0, 1)[..., :m]
-
-
-def missed(
-  logits: Logits, model: nnx.Module, source: Int[Array, 'b m'], target: Int[Array, 'b t']
-) -> Float[np.ndarray, 'b t m']:
-  """Probability that each right symbol loses while one symbol of the source is padding, every one in turn."""
-
-  @jax.jit
-  def probability(model: nnx.Module, source: Array) -> Float[Array, 'b t']:
-    return jnp.exp(_log_probabilities(logits(model, source, shifted(target)), target))
-
-  whole = probability(model, source)
-  lost = [whole - probability(model, source.at[:, place].set(PAD)) for place in range(source.shape[1])]
-  return np.stack([np.asarray(one) for one in lost], axis=-1)
 
 
 class Followed(NamedTuple):

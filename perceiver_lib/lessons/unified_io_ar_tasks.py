@@ -177,24 +177,28 @@ def errors_by_length(
 def aligned(
   logits: Logits, model: nnx.Module, word: str, letters: Int[np.ndarray, 'm'], said: Int[np.ndarray, 't']
 ) -> tuple[list[str], list[str], Float[np.ndarray, 'o w']]:
-  """Letters, phonemes, and `hidden_letter_cost` of their pairs, for `plots.alignment`."""
+  """Letters, phonemes, and how much each phoneme misses each letter, for `plots.alignment`."""
   names = words.spell(said).split(' ')
-  return list(word), names, hidden_letter_cost(logits, model, letters, said)[: len(names), : len(word)]
+  return (
+    list(word),
+    names,
+    missed(logits, model, jnp.asarray(letters)[None], jnp.asarray(said)[None])[0, : len(names), : len(word)],
+  )
 
 
-def hidden_letter_cost(
-  logits: Logits, model: nnx.Module, letters: Int[np.ndarray, 'm'], said: Int[np.ndarray, 't']
-) -> Float[np.ndarray, 't m']:
-  """How much of each phoneme's probability goes when a letter of one word is hidden, every letter in turn.
+def log_probabilities(logits: Float[Array, 'b t e'], target: Int[Array, 'b t']) -> Float[Array, 'b t']:
+  return jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
 
-  Args:
-    letters: ids [m] of one word, padded.
-    said: ids [t] of its phonemes, padded; they are what the model is given as the past.
-  """
-  num_letters = len(letters)
-  hidden = np.where(np.eye(num_letters, dtype=bool), PAD, letters)
-  variants = np.concatenate([letters[None], hidden]).astype(np.int32)
-  rows = np.broadcast_to(said, (num_letters + 1, len(said)))
-  scores = jax.jit(logits)(model, variants, shifted(jnp.asarray(rows)))
-  share = np.take_along_axis(np.asarray(jax.nn.softmax(scores)), rows[..., None], axis=-1)[..., 0]
-  return (share[:1] - share[1:]).T
+
+def missed(
+  logits: Logits, model: nnx.Module, source: Int[Array, 'b m'], target: Int[Array, 'b t']
+) -> Float[np.ndarray, 'b t m']:
+  """Probability that each right symbol loses while one symbol of the source is padding, every one in turn."""
+
+  @jax.jit
+  def probability(model: nnx.Module, source: Array) -> Float[Array, 'b t']:
+    return jnp.exp(log_probabilities(logits(model, source, shifted(target)), target))
+
+  whole = probability(model, source)
+  lost = [whole - probability(model, source.at[:, place].set(PAD)) for place in range(source.shape[1])]
+  return np.stack([np.asarray(one) for one in lost], axis=-1)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from perceiver_lib.data.mirrored_copy import copy_batch
 from perceiver_lib.lessons import attention_maps as lesson
+from perceiver_lib.lessons.unified_io_ar_tasks import missed
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.tokens import Tokens
@@ -103,7 +104,7 @@ def test_what_an_output_copies_is_missed_has_the_gradient_and_is_followed():
   source = np.array([[2, 3, 4, 5, 0], [6, 2, 2, 3, 4]], np.int32)
   target, copied = source[:, 1:3], np.array([[1, 2], [1, 2]])
   for maps in (
-    lesson.missed(logits, Copies(), jnp.asarray(source), jnp.asarray(target)),
+    missed(logits, Copies(), jnp.asarray(source), jnp.asarray(target)),
     np.asarray(lesson.gradient_times_input(logits, Copies(), jnp.asarray(source), jnp.asarray(target))),
   ):
     assert lesson.on_truth(maps, copied, source != 0) == (100, 100)
