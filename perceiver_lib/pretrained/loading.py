@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from perceiver_lib.files import replacing
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from perceiver_lib.models.perceiver_io import Mode, PerceiverIO, PerceiverIOConfig
+from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
+from perceiver_lib.models.perceiver_io_sizes import Mode
 from perceiver_lib.parameters import abstract
 from perceiver_lib.pretrained import deepmind, hugging_face, krasserm
 from perceiver_lib.pretrained.files import Arrays, read_arrays
