@@ -10,6 +10,7 @@ from jaxtyping import Array
 from optax import contrib
 
 from perceiver_lib.settings import check_counts, check_numbers
+from perceiver_lib.training.sharding import MIN_SHARDED_SIZE
 
 
 def decay_mask(params: Any) -> Any:
@@ -38,7 +39,25 @@ def adamw_warmup_cosine(
     raise ValueError(f'warmup_steps must be in [0, num_steps); got {warmup_steps} of {num_steps} steps.')
   # One past the end: the last update still has a learning rate above zero, and so has the first.
   schedule = optax.warmup_cosine_decay_schedule(peak / (warmup_steps + 1), peak, warmup_steps, num_steps)
-  return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay, mask=decay_mask))
+  return optax.chain(
+    optax.clip_by_global_norm(clip),
+    _scale_by_adam(),
+    optax.add_decayed_weights(weight_decay, mask=decay_mask),
+    optax.scale_by_learning_rate(schedule),
+  )
+
+
+def _scale_by_adam(b2: float = 0.999, nesterov: bool = False) -> optax.GradientTransformation:
+  """Adam's moments, of all small parameters in one vector: what is computed is the same, in a fraction of the programs.
+
+  Large parameters stay as they are, because a mesh splits them (`training.sharding`).
+  """
+
+  def sizes(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: 'small' if leaf.size < MIN_SHARDED_SIZE else 'large', params)
+
+  adam = optax.scale_by_adam(b2=b2, nesterov=nesterov)
+  return optax.partition({'small': optax.flatten(adam), 'large': adam}, sizes)
 
 
 def muon_and_adam(num_steps: int, *, learning_rate: float, matrix_learning_rate: float) -> optax.GradientTransformation:
@@ -55,23 +74,30 @@ def muon_and_adam(num_steps: int, *, learning_rate: float, matrix_learning_rate:
     down = optax.linear_schedule(peak, 0.0, num_steps - warmup + 1)
     return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), down], [warmup])
 
+  def labels(params: Any) -> Any:
+    return jax.tree.map(lambda turned: 'muon' if turned else 'adam', layer_kernels(params))
+
   return optax.chain(
     optax.clip_by_global_norm(1.0),
-    contrib.muon(
-      schedule(matrix_learning_rate),
-      adam_learning_rate=schedule(learning_rate),
-      adam_b2=0.98,
-      muon_weight_dimension_numbers=layer_kernels,
+    optax.partition(
+      {
+        # The usual coefficients, written once an iteration: optax then loops over them instead of unrolling.
+        'muon': contrib.muon(schedule(matrix_learning_rate), ns_coeffs=((3.4445, -4.7750, 2.0315),) * 5),
+        'adam': optax.chain(
+          _scale_by_adam(b2=0.98, nesterov=True), optax.scale_by_learning_rate(schedule(learning_rate))
+        ),
+      },
+      labels,
     ),
   )
 
 
 def layer_kernels(params: Any) -> Any:
-  """Which parameters Muon turns, as optax asks for it: the kernels between hidden channels."""
+  """True for what Muon turns: the kernels between hidden channels."""
 
-  def dimensions(path: tuple, leaf: Array) -> contrib.MuonDimensionNumbers | None:
+  def turned(path: tuple, leaf: Array) -> bool:
     names = [str(getattr(entry, 'key', getattr(entry, 'name', ''))) for entry in path]
     final = 'head' in names or ('output' in names and 'attention' not in names)
-    return contrib.MuonDimensionNumbers() if leaf.ndim == 2 and 'kernel' in names and not final else None
+    return leaf.ndim == 2 and 'kernel' in names and not final
 
-  return jax.tree_util.tree_map_with_path(dimensions, params)
+  return jax.tree_util.tree_map_with_path(turned, params)

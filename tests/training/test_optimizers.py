@@ -11,6 +11,6 @@ from perceiver_lib.training.optimizers import layer_kernels
 def test_muon_takes_the_kernels_of_layers_and_adam_the_rest():
   model = PerceiverAR(PerceiverARConfig.tiny(), rngs=nnx.Rngs(0))
   chosen = layer_kernels(nnx.state(model, nnx.Param))
-  for path, dimensions in nnx.to_flat_state(chosen):
+  for path, chosen_here in nnx.to_flat_state(chosen):
     name = '.'.join(map(str, path))
-    assert (dimensions.get_value() is not None) == (name.endswith('kernel') and not name.startswith('head')), name
+    assert bool(chosen_here.get_value()) == (name.endswith('kernel') and not name.startswith('head')), name
