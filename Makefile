@@ -1,4 +1,4 @@
-# make reproduce            install, run the notebooks, write the report     PROFILE=smoke|demo|full|paper  ONLY=01,03
+# make reproduce            install, run the notebooks, write the report     PROFILE=smoke|demo|full|paper  ONLY=01,03  JOBS=2
 # make test                 install, run the tests                           ARGS="-k attention"
 # make lab                  install, open JupyterLab                         ARGS="--no-browser"
 # make parity               install torch and transformers apart, compare their models with ours    KINDS="language flow"
@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= demo
 ONLY ?=
+JOBS ?= 1
 RUN ?=
 ARGS ?=
 KINDS ?=
@@ -21,7 +22,7 @@ help:
 	@sed -n '1,5s/^# //p' Makefile
 
 reproduce: $(STAMP)
-	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
+	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)
 	@$(RUN_PYTHON) -m pytest -n auto --dist worksteal $(ARGS)

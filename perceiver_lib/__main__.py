@@ -49,6 +49,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
     run_dir=arguments.run_dir,
     resume=arguments.resume,
     time_limit=arguments.time_limit,
+    budget=arguments.budget,
+    jobs=arguments.jobs,
   )
   print(report.learned(_short(folder)))
   return runner.exit_code(results)
@@ -162,6 +164,8 @@ def parser() -> argparse.ArgumentParser:
   run.add_argument('--run-dir', type=_path, metavar='DIR', help='new or empty folder for this run (default: runs/<id>)')
   run.add_argument('--resume', type=_path, metavar='DIR', help='complete an earlier run; what is complete there stays')
   run.add_argument('--time-limit', type=float, metavar='SECONDS', help='wall clock a notebook (default: by profile)')
+  run.add_argument('--budget', type=float, metavar='SECONDS', help='wall clock of the whole run (default: no bound)')
+  run.add_argument('--jobs', type=int, default=1, metavar='N', help='notebooks at a time, memory allowing (default 1)')
 
   for name, function, purpose in (
     ('report', write_report, 'write the report page of a run again and show what it learned'),

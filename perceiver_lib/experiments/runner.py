@@ -21,8 +21,10 @@ import secrets
 import shlex
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ from perceiver_lib.files import DamagedFile, locked, read_json
 from perceiver_lib.training.progress import format_duration
 
 SMALLEST_FREE_BYTES = 100 * 2**20
+ROOM_BYTES = 4 * 2**30
+"""Memory that must be free before a notebook starts beside others; the largest in demo holds less."""
 _CHATTER = re.compile(r'(Executing|Ending) (Cell \d+-+|notebook)|Kernel died while|\[IPKernelApp\] WARNING')
 _RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html', 'full.html')
 _EXIT_CODES = {
@@ -85,6 +89,8 @@ def reproduce(
   run_dir: Path | None = None,
   resume: Path | None = None,
   time_limit: float | None = None,
+  budget: float | None = None,
+  jobs: int = 1,
   say: Callable[[str], None] = print,
 ) -> tuple[Path, list[Result]]:
   """Runs notebooks and writes the report page after each.
@@ -97,6 +103,8 @@ def reproduce(
     run_dir: folder of this run, new or empty. None: a new one under `runs/` with a unique name.
     resume: folder of an earlier run to complete. What is complete there with the same sources and parameters stays.
     time_limit: seconds of wall clock a notebook; None: the profile's.
+    budget: seconds of wall clock for the whole run; what it leaves no time for ends as 'time limit'. None: no bound.
+    jobs: notebooks at a time; another one starts only where `ROOM_BYTES` of memory are free.
     say: receives lines for people.
 
   Returns:
@@ -107,8 +115,11 @@ def reproduce(
     OSError: if the run's folder cannot be written.
     KeyboardInterrupt: with the command that goes on, after the report page of what is there.
   """
-  if time_limit is not None and not 0 < time_limit < math.inf:
-    raise RequestError(f'The time limit must be a number of seconds above 0; got {time_limit}.')
+  for what, seconds in (('time limit', time_limit), ('budget', budget)):
+    if seconds is not None and not 0 < seconds < math.inf:
+      raise RequestError(f'The {what} must be a number of seconds above 0; got {seconds}.')
+  if jobs < 1:
+    raise RequestError(f'At least one notebook must run at a time; got --jobs {jobs}.')
   run_dir, resume = (path and path.expanduser() for path in (run_dir, resume))
   if resume is not None:
     if run_dir is not None:
@@ -132,18 +143,66 @@ def reproduce(
     if resume is None:
       _write_run_record(folder, profile, only, overrides, selected)
     say(f'Run folder: {folder}')
-    results = []
+    requests = [(notebook, _request(notebook, parameters[notebook.name], overrides, folder)) for notebook in selected]
+    limit = _Limit(time_limit or TIME_LIMIT_SECONDS[profile], math.inf if budget is None else time.monotonic() + budget)
     try:
-      for number, notebook in enumerate(selected, 1):
-        say(f'[{number}/{len(selected)}] {notebook.name}  ({profile})')
-        request = _request(notebook, parameters[notebook.name], overrides, folder)
-        results.append(_run_notebook(notebook, request, folder, time_limit or TIME_LIMIT_SECONDS[profile], say))
-        _write_report(folder, say)
+      results = _run_notebooks(requests, folder, limit, jobs, say)
     except KeyboardInterrupt:
       _write_report(folder, say)
       command = f'python -m perceiver_lib reproduce --resume {shlex.quote(str(folder))}'
       raise KeyboardInterrupt(f'Interrupted; continue with: {command}') from None
   return folder, results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limit:
+  """Seconds a notebook, and the clock's time (`time.monotonic`) at which the whole run ends."""
+
+  a_notebook: float
+  deadline: float
+
+  def now(self) -> float:
+    """Seconds that a notebook has which starts now."""
+    return min(self.a_notebook, self.deadline - time.monotonic())
+
+
+class _Stopped(Exception):
+  """The run was interrupted while this notebook ran."""
+
+
+def _run_notebooks(
+  requests: Sequence[tuple[Notebook, dict[str, Any]]],
+  folder: Path,
+  limit: _Limit,
+  jobs: int,
+  say: Callable[[str], None],
+) -> list[Result]:
+  """Runs up to `jobs` at a time, in order; the report page is written as each one ends.
+
+  Every notebook is a process with a thread here that waits for it. Interrupted, it ends them all before it goes on.
+  """
+  stop, running, results = threading.Event(), {}, {}
+  with ThreadPoolExecutor(max_workers=jobs) as pool:
+    waiting = list(enumerate(requests, 1))
+    try:
+      while waiting or running:
+        while waiting and len(running) < jobs and (not running or _has_room()):
+          number, (notebook, request) = waiting.pop(0)
+          say(f'[{number}/{len(requests)}] {notebook.name}  ({request["parameters"]["profile"]})')
+          running[pool.submit(_run_notebook, notebook, request, folder, limit, stop, say)] = number
+        done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+        for future in done:
+          results[running.pop(future)] = future.result()
+          _write_report(folder, say)
+    finally:
+      stop.set()
+  return [results[number] for number in sorted(results)]
+
+
+def _has_room() -> bool:
+  import psutil
+
+  return psutil.virtual_memory().available >= ROOM_BYTES
 
 
 def _write_report(folder: Path, say: Callable[[str], None]) -> None:
@@ -155,30 +214,46 @@ def _write_report(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _run_notebook(
-  notebook: Notebook, request: dict[str, Any], folder: Path, limit: float, say: Callable[[str], None]
+  notebook: Notebook,
+  request: dict[str, Any],
+  folder: Path,
+  limit: _Limit,
+  stop: threading.Event,
+  say: Callable[[str], None],
 ) -> Result:
-  place = folder / notebook.name
+  place, number = folder / notebook.name, notebook.name.partition('_')[0]
+
+  def tell(words: str) -> None:
+    say(f'  {number}  {words}')
+
   if (kept := _kept_result(place, request)) is not None:
-    say('      kept: complete with the same sources and parameters')
+    tell('kept: complete with the same sources and parameters')
     return kept if (place / 'full.html').is_file() else _with_pages(kept, place, notebook.title)
   place.mkdir(parents=True, exist_ok=True)
   end_started_for(place / 'log.txt')  # a kernel outlives a killed runner by seconds
   set_aside(place, _RUNNER_FILES + OWN_FILES)
   write_json(place / 'request.json', request)
+  if (seconds_left := limit.now()) <= 0:
+    result = Result(
+      notebook=notebook.name, status='time limit', seconds=0.0, message='the budget of the run was used up'
+    )
+    write_json(place / 'result.json', dataclasses.asdict(result))
+    tell(f'{result.status}: {result.message}')
+    return result
   start = time.monotonic()
   status = run_limited(
     [sys.executable, '-m', 'perceiver_lib.experiments.execute', str(place)],
     log=place / 'log.txt',
     cwd=Path(request['cwd']),
     environment=kernel_environment(),
-    limit=limit,
-    tick=_progress(place / 'log.txt', say),
+    limit=seconds_left,
+    tick=_progress(place / 'log.txt', tell, stop),
   )
   seconds = round(time.monotonic() - start, 1)
-  result = _judge(place, notebook.name, status, seconds, limit)
+  result = _judge(place, notebook.name, status, seconds, seconds_left)
   write_json(place / 'result.json', dataclasses.asdict(result))
   result = _with_pages(result, place, notebook.title)
-  say(f'      {result.status} in {format_duration(seconds)}' + (f': {result.message}' if result.message else ''))
+  tell(f'{result.status} in {format_duration(seconds)}' + (f': {result.message}' if result.message else ''))
   return result
 
 
@@ -304,15 +379,17 @@ def _write_run_record(
   write_json(folder / 'run.json', record)
 
 
-def _progress(log: Path, say: Callable[[str], None]) -> Callable[[float], None]:
+def _progress(log: Path, tell: Callable[[str], None], stop: threading.Event) -> Callable[[float], None]:
   """Says every 30 seconds how long a notebook has been running and the last line it printed."""
   last = 0.0
 
   def tick(seconds: float) -> None:
     nonlocal last
+    if stop.is_set():
+      raise _Stopped
     if seconds - last >= 30:
       last = seconds
-      say(f'      {format_duration(seconds):>12}  {_last_line(log)[:100]}')
+      tell(f'{format_duration(seconds):>12}  {_last_line(log)[:100]}')
 
   return tick
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,7 +44,7 @@ def faulty(tmp_path_factory):
   root = tmp_path_factory.mktemp('faulty')
   for name, cells in FAULTS.items():
     write_notebook(root / 'notebooks', name, *cells)
-  folder, results = runner.reproduce(root / 'notebooks', profile='smoke', say=silent)
+  folder, results = runner.reproduce(root / 'notebooks', profile='smoke', jobs=2, say=silent)
   return folder, {result.notebook: result for result in results}
 
 
@@ -325,6 +328,8 @@ def test_nothing_starts_and_nothing_is_written_for_a_request_that_cannot_be_carr
     ({'resume': tmp_path / 'nowhere'}, 'is not the folder of a run'),
     ({'resume': tmp_path, 'run_dir': tmp_path}, 'leave --run-dir out'),
     ({'run_dir': notebooks}, 'is not empty and stays as it is'),
+    ({'budget': 0.0}, 'budget must be a number of seconds above 0'),
+    ({'jobs': 0}, 'At least one notebook'),
   ):
     with pytest.raises(RequestError, match=words):
       runner.reproduce(notebooks, **arguments)
@@ -345,6 +350,61 @@ def test_a_disk_that_is_nearly_full_is_noticed_before_the_start(tmp_path, monkey
   with pytest.raises(RequestError, match='Less than 100 MB are free'):
     reproduce_pretended(tmp_path, monkeypatch, pretended)
   assert pretended.starts == 0
+
+
+@pytest.mark.parametrize('free', [2**40, 0])
+def test_as_many_run_at_a_time_as_are_asked_for_and_memory_allows(tmp_path, monkeypatch, free):
+  running, most, lock = 0, 0, threading.Lock()
+
+  class Counting(Pretended):
+    def __call__(self, command, **settings):
+      nonlocal running, most
+      with lock:
+        running += 1
+        most = max(most, running)
+      time.sleep(0.3)
+      with lock:
+        running -= 1
+      return super().__call__(command, **settings)
+
+  for name in ('00_good', '01_other', '02_third'):
+    write_notebook(tmp_path / 'notebooks', name, *GOOD)
+  memory = psutil.virtual_memory()._replace(available=free)
+  monkeypatch.setattr(psutil, 'virtual_memory', lambda: memory)
+  _, results = reproduce_pretended(tmp_path, monkeypatch, Counting(), jobs=2)
+  assert most == (2 if free else 1)
+  assert [(result.notebook, result.status) for result in results] == [
+    ('00_good', 'complete'), ('01_other', 'complete'), ('02_third', 'complete')
+  ]  # fmt: skip
+
+
+def test_an_interrupt_stops_all_that_run_and_the_next_one_never_starts(tmp_path, monkeypatch):
+  started, stopped = [], []
+
+  def endless(command, *, tick, **_):
+    started.append(Path(command[-1]).name)
+    if len(started) == 2:
+      _thread.interrupt_main(signal.SIGINT)
+    try:
+      while True:
+        tick(0.0)
+        time.sleep(0.01)
+    finally:
+      stopped.append(Path(command[-1]).name)
+
+  for name in ('00_good', '01_other', '02_third'):
+    write_notebook(tmp_path / 'notebooks', name, *GOOD)
+  with pytest.raises(KeyboardInterrupt, match='continue with: python -m perceiver_lib reproduce --resume'):
+    reproduce_pretended(tmp_path, monkeypatch, endless, jobs=2)
+  assert sorted(started) == sorted(stopped) == ['00_good', '01_other']
+
+
+def test_a_budget_bounds_the_whole_run(tmp_path, monkeypatch):
+  pretended = Pretended()
+  folder, [result] = reproduce_pretended(tmp_path, monkeypatch, pretended, budget=1e-6)
+  assert result.status == 'time limit' and 'budget' in result.message and pretended.starts == 0
+  _, [result] = reproduce_pretended(tmp_path, monkeypatch, pretended, resume=folder, budget=600)
+  assert result.status == 'complete' and pretended.starts == 1
 
 
 def test_the_kernel_finds_this_library_and_leaves_the_memory_of_the_accelerator_to_others(monkeypatch):
