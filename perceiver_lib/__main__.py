@@ -40,19 +40,30 @@ def list_notebooks(arguments: argparse.Namespace) -> int:
 
 def reproduce(arguments: argparse.Namespace) -> int:
   from perceiver_lib.experiments import report, runner
+  from perceiver_lib.experiments.compare import spread_over
 
-  folder, results = runner.reproduce(
-    arguments.notebooks,
-    profile=arguments.profile,
-    only=[entry.strip() for entry in ','.join(arguments.only).split(',') if entry.strip()],
-    overrides=dict(_assignment(text) for text in arguments.set) or None,
-    run_dir=arguments.run_dir,
-    resume=arguments.resume,
-    time_limit=arguments.time_limit,
-    budget=arguments.budget,
-    jobs=arguments.jobs,
-  )
-  print(report.learned(_short(folder)))
+  overrides = dict(_assignment(text) for text in arguments.set)
+  seeds = _entries(arguments.seeds)
+  if seeds and (arguments.resume or 'seed' in overrides):
+    raise RequestError('--seeds makes a run of each seed; leave --resume and --set seed out.')
+  folders, results = [], []
+  for seed in seeds or [None]:
+    folder, ended = runner.reproduce(
+      arguments.notebooks,
+      profile=arguments.profile,
+      only=_entries(arguments.only),
+      overrides=overrides | ({} if seed is None else {'seed': seed}) or None,
+      run_dir=arguments.run_dir if seed is None or not arguments.run_dir else arguments.run_dir / f'seed-{seed}',
+      resume=arguments.resume,
+      time_limit=arguments.time_limit,
+      budget=arguments.budget,
+      jobs=arguments.jobs,
+    )
+    print(report.learned(_short(folder)))
+    folders.append(folder)
+    results += ended
+  if len(folders) > 1:
+    print('\n' + spread_over(folders))
   return runner.exit_code(results)
 
 
@@ -71,6 +82,15 @@ def publish_figures(arguments: argparse.Namespace) -> int:
   folder = _run_folder(arguments)
   written = results.publish(folder, arguments.notebooks.parent)
   print(f'{len(written)} files in figures/, results.json and the README table are those of {_short(folder)}.')
+  return errors.EXIT_OK
+
+
+def accept(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments.accept import accept
+
+  written, bands = accept(arguments.runs, arguments.notebooks.parent, reason=arguments.reason)
+  print(f'{len(written)} files in figures/, results.json, history.jsonl and the README table are those of these runs.')
+  print(f'Measured bands renewed: {", ".join(bands) or "none"}.')
   return errors.EXIT_OK
 
 
@@ -161,6 +181,8 @@ def parser() -> argparse.ArgumentParser:
   run.add_argument('--profile', metavar='NAME', help='smoke, demo (default), full or paper')
   run.add_argument('--only', metavar='NN', action='append', default=[], help='numbers or names, separated by commas')
   run.add_argument('--set', metavar='NAME=VALUE', action='append', default=[], help='change a parameter; repeatable')
+  seeds = 'one run a seed, and the spread over them; separated by commas'
+  run.add_argument('--seeds', metavar='N', action='append', default=[], help=seeds)
   run.add_argument('--run-dir', type=_path, metavar='DIR', help='new or empty folder for this run (default: runs/<id>)')
   run.add_argument('--resume', type=_path, metavar='DIR', help='complete an earlier run; what is complete there stays')
   run.add_argument('--time-limit', type=float, metavar='SECONDS', help='wall clock a notebook (default: by profile)')
@@ -173,6 +195,10 @@ def parser() -> argparse.ArgumentParser:
   ):
     one = command(name, function, purpose)
     one.add_argument('--run', type=_path, metavar='DIR', help='folder of the run (default: the newest in runs/)')
+
+  good = command('accept', accept, 'publish complete runs, one a seed, and record why; measured bands follow them')
+  good.add_argument('runs', nargs='+', type=_path, metavar='RUN', help='folder of a run; the first is published')
+  good.add_argument('--reason', required=True, help='why, in a sentence')
 
   two = command('compare', compare, 'show two runs side by side: metrics, and what differs in settings and environment')
   two.add_argument('first', type=_path, metavar='RUN', help='folder of a run')
@@ -252,6 +278,10 @@ def _interrupt(*_: Any) -> NoReturn:
 
 def _path(text: str) -> Path:
   return Path(text).expanduser()
+
+
+def _entries(given: Sequence[str]) -> list[str]:
+  return [entry.strip() for entry in ','.join(given).split(',') if entry.strip()]
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -1,7 +1,9 @@
-"""Two runs side by side: their metrics, and what differs in settings and environment."""
+"""Runs side by side: the metrics of two and what differs in settings and environment, or the spread over many."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from perceiver_lib.experiments.files import open_run, read_notebook
@@ -30,6 +32,27 @@ def compare_runs(first: Path, second: Path) -> str:
         rows.append((name, label, *pair, 'differs'))
   header = ('notebook', 'metric or setting', str(first), str(second), 'second - first')
   return markdown([literal(name) for name in header], [[literal(cell) for cell in row] for row in rows])
+
+
+def spread_over(runs: Sequence[Path]) -> str:
+  """A Markdown table with the median, the smallest and the largest value of every metric over runs, such as seeds.
+
+  Raises:
+    RequestError, DamagedFile: as `files.open_run`.
+  """
+  rows = []
+  names = dict.fromkeys(name for run in runs for name in open_run(run)['notebooks'])
+  for name in names:
+    found: dict[str, list[tuple[float | str, str]]] = {}
+    for run in runs:
+      for label, value in _facts(run / name)[0].items():
+        found.setdefault(label, []).append(value)
+    for label, pairs in found.items():
+      numbers = [value for value, _ in pairs if not isinstance(value, str)]
+      ends = [measure(numbers) for measure in (statistics.median, min, max)] if numbers else []
+      rows.append((name, label, *(describe_number(end, pairs[0][1]) for end in ends or ('–',) * 3), str(len(numbers))))
+  header = ('notebook', 'metric', 'median', 'smallest', 'largest', 'runs')
+  return markdown(header, [[literal(cell) for cell in row] for row in rows])
 
 
 def _facts(place: Path) -> tuple[dict[str, tuple[float | str, str]], dict[str, str]]:

@@ -119,6 +119,28 @@ def read_notebook(place: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | 
   return result, manifest, [f'{place / damaged} is gone or damaged.'] if damaged else []
 
 
+def accepted_manifests(run: Path) -> dict[str, dict[str, Any]]:
+  """Manifests by notebook of a run that can be published.
+
+  Raises:
+    RequestError, DamagedFile: if it is not complete, damaged, a smoke run or has changed parameters.
+  """
+  record = open_run(run)
+  if record['profile'] == 'smoke':
+    raise RequestError(f'{run} is a smoke run; its numbers are not results. Publish a demo, full or paper run.')
+  if set(record['overrides']) - {'seed'}:
+    raise RequestError(f'{run} ran with changed parameters {record["overrides"]}; publish a run without --set.')
+  manifests = {}
+  for name in record['notebooks']:
+    result, manifest, problems = read_notebook(run / name)
+    if problems:
+      raise RequestError(f'{run} is not an accepted run: {problems[0]} Run {name} again with --resume.')
+    if not result or not manifest or result['status'] != 'complete':
+      raise RequestError(f'{run} is not an accepted run: {name} is not complete. Complete it with --resume.')
+    manifests[name] = manifest
+  return manifests
+
+
 def damaged_figure(place: Path, manifest: Mapping[str, Any]) -> str | None:
   """The first file of a notebook's figures that is absent or is not what was saved; None if all are right."""
   for figure in manifest['figures']:

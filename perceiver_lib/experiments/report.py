@@ -6,15 +6,24 @@ import base64
 import io
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from perceiver_lib.experiments.accept import read_history
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import METRIC, RUN, open_run, read_notebook, read_records, write_text
+from perceiver_lib.experiments.files import (
+  METRIC,
+  RUN,
+  open_run,
+  project_root,
+  read_notebook,
+  read_records,
+  write_text,
+)
 from perceiver_lib.experiments.profiles import PROFILES
-from perceiver_lib.experiments.wording import describe_number, describe_paper
+from perceiver_lib.experiments.wording import describe_band, describe_number, describe_paper
 from perceiver_lib.files import DamagedFile, read_json
 from perceiver_lib.training.progress import format_duration
 
@@ -49,7 +58,11 @@ def collect(folder: Path) -> dict[str, Any]:
     RequestError, DamagedFile: as `files.open_run`.
   """
   run = open_run(folder)
-  notebooks = [_notebook(folder / name, name, title) for name, title in run['notebooks'].items()]
+  history = read_history(project_root())
+  notebooks = [
+    _notebook(folder / name, name, title, lambda metric, name=name: history.get((name, run['profile'], metric), []))
+    for name, title in run['notebooks'].items()
+  ]
   complete = sum(notebook['status'] == 'complete' for notebook in notebooks)
   open_ones = sum(notebook['status'] == 'not run' for notebook in notebooks)
   devices = sorted({notebook['device'] for notebook in notebooks if notebook['device']})
@@ -101,7 +114,7 @@ def latest_run(runs: Path) -> Path:
   return max(found, key=found.get)
 
 
-def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
+def _notebook(place: Path, name: str, title: str, history: Callable[[str], Sequence[float]]) -> dict[str, Any]:
   result, manifest, problems = read_notebook(place)
   result, manifest = result or {'status': 'not run', 'seconds': 0.0, 'message': ''}, manifest or {}
   if problems:
@@ -117,7 +130,9 @@ def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
     'message': result['message'],
     'seconds': result['seconds'],
     'time': format_duration(result['seconds']) if result['seconds'] else '',
-    'metrics': [_metric({'band': None, 'in_band': None, **record}) for record in records.values()],
+    'metrics': [
+      _metric({'band': None, 'in_band': None, **record}, history(record['metric'])) for record in records.values()
+    ],
     'figures': [_figure(place, figure) for figure in manifest.get('figures', [])],
     'pages': [
       (label, quote(f'{name}/{file}'))
@@ -133,7 +148,7 @@ def _notebook(place: Path, name: str, title: str) -> dict[str, Any]:
   }
 
 
-def _metric(record: Mapping[str, Any]) -> dict[str, Any]:
+def _metric(record: Mapping[str, Any], history: Sequence[float]) -> dict[str, Any]:
   unit, baseline = record['unit'], record['baseline_value']
   return {
     'label': record['metric'].replace('_', ' '),
@@ -145,15 +160,21 @@ def _metric(record: Mapping[str, Any]) -> dict[str, Any]:
     'reason': (record['band'] or {}).get('reason', ''),
     'in_band': record['in_band'],
     'gauge': _gauge(record),
+    'history': _history(history, record['value']),
   }
 
 
-def describe_band(band: Mapping[str, Any] | None) -> str:
-  if band is None:
-    return ''
-  if band['min'] is None:
-    return f'≤ {describe_number(band["max"])}'
-  return f'≥ {describe_number(band["min"])}' if band['max'] is None else f'{band["min"]:g} – {band["max"]:g}'
+def _history(accepted: Sequence[float], value: float | str) -> dict[str, Any] | None:
+  """The accepted values and this one as a line through a box of 100 x 24; None where nothing was accepted yet."""
+  if not accepted or isinstance(value, str):
+    return None
+  values = [*accepted, value]
+  low, width = min(values), max(values) - min(values)
+  xs = [2 + 96 * step / (len(values) - 1) for step in range(len(values))]
+  ys = [12 if width == 0 else 22 - 20 * (one - low) / width for one in values]
+  points = [f'{x:.1f},{y:.1f}' for x, y in zip(xs, ys, strict=True)]
+  words = f'{len(accepted)} accepted before: {", ".join(describe_number(one) for one in accepted)}'
+  return {'points': ' '.join(points), 'x': xs[-1], 'y': ys[-1], 'words': words}
 
 
 def _gauge(record: Mapping[str, Any]) -> dict[str, float] | None:

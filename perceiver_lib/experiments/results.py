@@ -9,11 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import JUDGED_METRIC, open_run, read_notebook, write_json, write_text
+from perceiver_lib.experiments.files import JUDGED_METRIC, accepted_manifests, write_json, write_text
 from perceiver_lib.experiments.profiles import PROFILES
-from perceiver_lib.experiments.report import describe_band
 from perceiver_lib.experiments.tables import literal, markdown
-from perceiver_lib.experiments.wording import describe_number, describe_paper
+from perceiver_lib.experiments.wording import describe_band, describe_number, describe_paper
 from perceiver_lib.files import plain_name, read_json, read_text, replacing
 
 RECORDED = ('metric', 'value', 'unit', 'baseline', 'baseline_value', 'baselines', 'paper', 'band')
@@ -48,19 +47,7 @@ def publish(run: Path, root: Path) -> list[str]:
     RequestError, DamagedFile: if the run is not complete, damaged, a smoke run or has changed parameters; or if README
       has no place for the table, or results.json is damaged. Nothing has been written then.
   """
-  record = open_run(run)
-  if record['profile'] == 'smoke':
-    raise RequestError(f'{run} is a smoke run; its numbers are not results. Publish a demo, full or paper run.')
-  if set(record['overrides']) - {'seed'}:
-    raise RequestError(f'{run} ran with changed parameters {record["overrides"]}; publish a run without --set.')
-  manifests = {}
-  for name in record['notebooks']:
-    result, manifest, problems = read_notebook(run / name)
-    if problems:
-      raise RequestError(f'{run} is not an accepted run: {problems[0]} Run {name} again with --resume.')
-    if not result or not manifest or result['status'] != 'complete':
-      raise RequestError(f'{run} is not an accepted run: {name} is not complete. Complete it with --resume.')
-    manifests[name] = manifest
+  manifests = accepted_manifests(run)
   readme = root / 'README.md'
   text = read_text(readme) or ''
   if text.count(TABLE_START) != 1 or text.count(TABLE_END) != 1 or text.index(TABLE_START) > text.index(TABLE_END):

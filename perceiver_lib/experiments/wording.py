@@ -39,3 +39,11 @@ def describe_paper(record: Mapping[str, Any]) -> str:
   if paper is None:
     return ''
   return paper if isinstance(paper, str) else describe_number(paper, record['unit'])
+
+
+def describe_band(band: Mapping[str, Any] | None) -> str:
+  if band is None:
+    return ''
+  if band['min'] is None:
+    return f'≤ {describe_number(band["max"])}'
+  return f'≥ {describe_number(band["min"])}' if band['max'] is None else f'{band["min"]:g} – {band["max"]:g}'

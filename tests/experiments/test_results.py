@@ -7,7 +7,8 @@ import json
 import pytest
 
 from perceiver_lib.experiments import report
-from perceiver_lib.experiments.compare import compare_runs
+from perceiver_lib.experiments.accept import accept, history_file, read_history
+from perceiver_lib.experiments.compare import compare_runs, spread_over
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import file_hash
 from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
@@ -33,6 +34,7 @@ def write_run(
   overrides=None,
   picture=None,
   vector='',
+  seed=3,
 ):
   """A run of complete notebooks, each with one banded and one bare metric, and one figure."""
   from PIL import Image
@@ -62,8 +64,8 @@ def write_run(
       'num_parameters': metric('num_parameters', 42135859, unit='', baseline=None, baseline_value=None, paper=42135859),
     }
     files = {path.name: file_hash(path) for path in sorted((place / 'figures').iterdir())}
-    manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': 3, 'metrics': metrics,
-                'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
+    manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': seed,
+                'metrics': metrics, 'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
                 'sizes': {'steps': 900},
                 'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': files}]}  # fmt: skip
     (place / 'manifest.json').write_text(json.dumps(manifest))
@@ -170,6 +172,60 @@ def test_the_newest_run_is_found_by_its_time_and_damaged_ones_are_named(tmp_path
     (tmp_path / name / 'run.json').write_bytes(content)
   assert report.latest_run(tmp_path).name == 'a'
   assert [line.split()[:2] for line in capsys.readouterr().err.splitlines()] == [['Passed', 'over:']] * 3
+
+
+def measured_project(project, bands):
+  (project / 'notebooks').mkdir()
+  content = {'01_images': {'figures': ['curve'], 'metrics': {'accuracy': bands, 'num_parameters': {}}}}
+  (project / 'notebooks' / 'bands.json').write_text(json.dumps(content))
+  return [write_run(project / 'runs' / str(seed), seed=seed, value=value) for seed, value in ((0, 96.0), (1, 97.0))]
+
+
+def test_accepted_seeds_are_published_kept_and_move_the_bands_that_are_measured(project, monkeypatch):
+  runs = measured_project(
+    project, {'demo': {'min': 90.0, 'reason': 'measured: once'}, 'full': {'min': 99.0, 'reason': 'measured: a card'}}
+  )
+  accept(runs[:1], project, reason='the first')
+  written, renewed = accept(runs, project, reason='two seeds')
+  assert written == ['01_curve.png'] and renewed == ['01_images/accuracy']
+  bands = read_json(project / 'notebooks' / 'bands.json')['01_images']['metrics']['accuracy']
+  assert bands['full'] == {'min': 99.0, 'reason': 'measured: a card'}
+  assert bands['demo'] == {
+    'min': 93.5,
+    'reason': bands['demo']['reason'],
+  } and bands['demo']['reason'].startswith('measured: 96.5 (96 to 97) of seeds 0, 1 at abc+')
+  assert read_history(project)['01_images', 'demo', 'accuracy'] == [96.0, 96.5]
+  with history_file(project).open('a') as file:
+    file.write('{"cut')
+  monkeypatch.chdir(project)
+  [notebook] = report.collect(runs[1])['notebooks']
+  assert notebook['metrics'][0]['history']['points'].endswith('98.0,2.0')
+  assert '2 accepted before: 96, 96.5' in report.write_report(runs[1]).read_text()
+
+
+def test_a_band_that_is_argued_stays(project):
+  argued = {'demo': {'min': 90.0, 'reason': 'the control reaches 88'}}
+  assert accept(measured_project(project, argued), project, reason='x')[1] == []
+  assert read_json(project / 'notebooks' / 'bands.json')['01_images']['metrics']['accuracy'] == argued
+
+
+def test_runs_that_do_not_belong_together_are_not_accepted(project):
+  runs = measured_project(project, {})
+  other = write_run(project / 'runs' / 'other', ('01_images', '02_text'), seed=2)
+  for chosen, reason, words in (
+    (runs, ' ', 'Say with --reason'),
+    ([runs[0], runs[0]], 'x', 'different seeds'),
+    ([runs[0], other], 'x', 'same notebooks and profile'),
+  ):
+    with pytest.raises(RequestError, match=words):
+      accept(chosen, project, reason=reason)
+  assert not (project / 'figures').exists()
+
+
+def test_the_spread_over_runs_is_a_table(tmp_path):
+  runs = [write_run(tmp_path / str(seed), seed=seed, value=value) for seed, value in enumerate((97.0, 95.0, 99.0))]
+  [row] = [line for line in spread_over(runs).splitlines() if 'accuracy' in line]
+  assert row == '| 01_images | accuracy | 97 % | 95 % | 99 % | 3 |'
 
 
 def test_two_runs_are_compared_side_by_side(tmp_path):
