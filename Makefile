@@ -1,5 +1,6 @@
 # make reproduce            install, run the notebooks, write the report     PROFILE=smoke|demo|full|paper  ONLY=01,03  JOBS=2
 # make test                 install, run the tests                           ARGS="-k attention"
+# make soak                 install, kill and damage runs at random, an hour   ARGS="--kills 20 --damages 30"
 # make lab                  install, open JupyterLab                         ARGS="--no-browser"
 # make parity               install torch and transformers apart, compare their models with ours    KINDS="language flow"
 # make figures              publish the newest complete run (or RUN=runs/<id>): figures/, results.json, README's table
@@ -17,15 +18,18 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 RUN_PYTHON := $(VENV)/bin/python
 
-.PHONY: reproduce test lab parity figures help
+.PHONY: reproduce test soak lab parity figures help
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 reproduce: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)
 	@$(RUN_PYTHON) -m pytest -n auto --dist worksteal $(ARGS)
+
+soak: $(STAMP)
+	@$(RUN_PYTHON) -m tests.soak $(ARGS)
 
 lab: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib lab $(if $(ARGS),-- $(ARGS))

@@ -1,0 +1,200 @@
+"""Kills and damage at random, for long: `make soak`, or `python -m tests.soak --kills 200 --damages 300`.
+
+Every trial must end in one of two ways: `same`, all digits as those of an undisturbed run, or `said`, one sentence of
+an error. Anything else is a fault of the library, and the command ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from perceiver_lib.experiments import report
+from perceiver_lib.experiments.environment import kernel_environment
+from perceiver_lib.experiments.errors import RequestError
+from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
+from perceiver_lib.files import DamagedFile, read_json
+from perceiver_lib.training.checkpoints import CheckpointError
+from tests.experiments.sequence import FIGURE, START, write_notebook
+from tests.training import test_fit
+
+SAID = (CheckpointError, DamagedFile, RequestError)
+
+TRAINING = """
+import itertools, time
+import numpy as np
+from flax import nnx
+from perceiver_lib import cross_entropy, fit
+from perceiver_lib.training.optimizers import adamw_warmup_cosine
+def loss(model, batch, rngs):
+  return cross_entropy(model(batch['x']), batch['label']), {}
+def batches(start):
+  for step in itertools.count(start):
+    time.sleep(0.1)
+    x = np.random.default_rng(step).normal(size=(8, 5)).astype(np.float32)
+    yield {'x': x, 'label': x.argmax(1)}
+found = fit(nnx.Linear(5, 5, rngs=nnx.Rngs(seed)), loss, batches, num_steps=40, seed=seed, log_every=1,
+            optimizer=adamw_warmup_cosine(0.03, 40, warmup_steps=3), checkpoint=run.checkpoint('main', every=3))
+run.log('accuracy', found.history[-1]['train_loss'])"""
+
+
+def damage(path: Path, chance: random.Random) -> str:
+  """Does to a file what disks, editors and killed processes do, and says what."""
+  content = path.read_bytes()
+  place = chance.randrange(max(len(content), 1))
+  kind = chance.choice(('flipped', 'cut', 'emptied', 'continued', 'gone', 'overwritten'))
+  if kind == 'gone':
+    path.unlink()
+    return kind
+  changed = {
+    'flipped': content[:place] + bytes(byte ^ 1 << chance.randrange(8) for byte in content[place : place + 1]),
+    'cut': content[:place],
+    'emptied': b'',
+    'continued': content + chance.randbytes(chance.randrange(1, 50)),
+    'overwritten': content[:place] + chance.randbytes(len(content[place : place + 32])),
+  }[kind]
+  if kind in ('flipped', 'overwritten'):
+    changed += content[len(changed) :]
+  path.write_bytes(changed)
+  return kind
+
+
+def ended(trial: Callable[[], bool]) -> str:
+  """How a trial ended, which is True for the same digits."""
+  try:
+    return 'same' if trial() else 'DIFFERS'
+  except SAID as error:
+    return 'said' if str(error).strip() else 'SAID NOTHING'
+  except Exception as error:
+    return f'TRACEBACK {type(error).__name__}: {error}'
+
+
+def damaged_checkpoints(place: Path, chance: random.Random, count: int) -> Iterator[str]:
+  """Trainings that resume from checkpoints of which one file is damaged."""
+  whole = test_fit.measured(test_fit.resumable(place / 'whole', progress='silent'))
+  for number in range(count):
+    copy = place / str(number)
+    shutil.copytree(place / 'whole', copy)
+    # The last checkpoint is of the last step; without it there is something to train.
+    shutil.rmtree(max(copy.glob('*/step_*')))
+    damage(chance.choice(sorted(path for path in copy.rglob('*') if path.is_file())), chance)
+    yield ended(lambda copy=copy: test_fit.measured(test_fit.resumable(copy, progress='silent')) == whole)
+    shutil.rmtree(copy)
+
+
+def damaged_runs(place: Path, chance: random.Random, count: int) -> Iterator[str]:
+  """Reports and results made of a run of which one file is damaged: what was published before stays, or is the same."""
+  from tests.experiments.test_results import write_run
+
+  (place / 'README.md').write_text(f'{TABLE_START}\n{TABLE_END}\n')
+  publish(write_run(place / 'run', ('01_images', '02_text')), place)
+  published = {path: path.read_bytes() for path in [place / 'README.md', *(place / 'figures').iterdir()]}
+
+  def use(copy: Path) -> bool:
+    for step in (report.write_report, lambda run: publish(run, place)):
+      step(copy)
+    return all(path.read_bytes() == content for path, content in published.items())
+
+  for number in range(count):
+    copy = shutil.copytree(place / 'run', place / str(number))
+    damage(chance.choice(sorted(path for path in copy.rglob('*') if path.is_file())), chance)
+    yield ended(lambda copy=copy: use(copy))
+    if any(path.read_bytes() != content for path, content in published.items()):
+      yield 'PUBLISHED CHANGED'
+    shutil.rmtree(copy)
+
+
+def killed_trainings(place: Path, chance: random.Random, count: int) -> Iterator[str]:
+  """A training process that is killed at any moment and started again until it ends; one outcome a kill."""
+  whole = test_fit.measured(test_fit.resumable(place / 'whole', progress='silent'))
+  number = seconds = 0
+  while count:
+    begin = time.monotonic()
+    process = test_fit.start_process(place / str(number), 'slow')
+    try:
+      output, _ = process.communicate(timeout=chance.uniform(0.3, seconds) if seconds else None)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.communicate()
+      count -= 1
+      yield 'same'  # whatever it lost shows in the digits of the one that ends
+      continue
+    seconds = seconds or time.monotonic() - begin
+    number += 1
+    yield 'same' if json.loads(output)[1] == whole else 'DIFFERS'
+
+
+def killed_runs(place: Path, chance: random.Random, count: int) -> Iterator[str]:
+  """Runs whose runner, papermill process or kernel is killed at any moment, and which are resumed until they end."""
+  write_notebook(place / 'notebooks', '00_trains', START, TRAINING, FIGURE, 'run.finish()')
+  command = [sys.executable, '-m', 'perceiver_lib', 'reproduce', '--notebooks', str(place / 'notebooks')]
+  seconds, whole, number = 0.0, None, 0
+  while count:
+    run = place / f'run-{number}'
+    exists = (run / 'run.json').exists()
+    how = ['--resume', str(run)] if exists else ['--profile', 'smoke', '--run-dir', str(run)]
+    if not exists and run.exists():  # killed before it had a record: nothing to resume
+      shutil.rmtree(run)
+    begin = time.monotonic()
+    process = subprocess.Popen(
+      command + how, env=kernel_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+      output, _ = process.communicate(timeout=chance.uniform(0.5, seconds) if seconds else None)
+    except subprocess.TimeoutExpired:
+      family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+      os.kill(chance.choice(family), signal.SIGKILL)
+      output, _ = process.communicate()
+      count -= 1
+    manifest = read_json(run / '00_trains' / 'manifest.json')
+    if process.returncode == 0:
+      seconds = seconds or time.monotonic() - begin
+      value = manifest['metrics']['accuracy']['value']
+      whole = value if whole is None else whole
+      number += 1
+      yield 'same' if value == whole else 'DIFFERS'
+    elif 'Traceback (most' in output:
+      yield f'TRACEBACK {output[-300:]}'
+    else:
+      yield 'said' if process.returncode != -signal.SIGKILL else 'same'
+
+
+PARTS = {
+  'damaged checkpoints': (damaged_checkpoints, 'damages'),
+  'damaged runs': (damaged_runs, 'damages'),
+  'killed trainings': (killed_trainings, 'kills'),
+  'killed runs': (killed_runs, 'kills'),
+}
+
+
+def main() -> int:
+  arguments = argparse.ArgumentParser(description=__doc__)
+  arguments.add_argument('--kills', type=int, default=200)
+  arguments.add_argument('--damages', type=int, default=300)
+  arguments.add_argument('--seed', type=int, default=0)
+  given = arguments.parse_args()
+  faults = 0
+  for name, (part, kind) in PARTS.items():
+    with tempfile.TemporaryDirectory() as folder:
+      outcomes = collections.Counter(part(Path(folder), random.Random(given.seed), getattr(given, kind) // 2))
+    faults += sum(number for outcome, number in outcomes.items() if outcome not in ('same', 'said'))
+    print(f'{name:<20} ' + ', '.join(f'{number} {outcome}' for outcome, number in outcomes.items()), flush=True)
+  print(f'{faults} faults')
+  return int(faults > 0)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
