@@ -9,7 +9,16 @@ from typing import Any
 from urllib.parse import quote
 
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import JUDGED_METRIC, open_run, read_notebook, write_json, write_text
+from perceiver_lib.experiments.files import (
+  JUDGED_METRIC,
+  WEIGHTS,
+  file_hash,
+  open_run,
+  published_name,
+  read_notebook,
+  write_json,
+  write_text,
+)
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.report import describe_band
 from perceiver_lib.experiments.tables import literal, markdown
@@ -28,6 +37,7 @@ _RECORDS = [
     **{name: JUDGED_METRIC[name] for name in RECORDED},
   }
 ]
+_INDEX = {plain_name: {'metric': str}}
 TABLE_START, TABLE_END = '<!-- results: start -->', '<!-- results: end -->'
 
 
@@ -48,19 +58,7 @@ def publish(run: Path, root: Path) -> list[str]:
     RequestError, DamagedFile: if the run is not complete, damaged, a smoke run or has changed parameters; or if README
       has no place for the table, or results.json is damaged. Nothing has been written then.
   """
-  record = open_run(run)
-  if record['profile'] == 'smoke':
-    raise RequestError(f'{run} is a smoke run; its numbers are not results. Publish a demo, full or paper run.')
-  if set(record['overrides']) - {'seed'}:
-    raise RequestError(f'{run} ran with changed parameters {record["overrides"]}; publish a run without --set.')
-  manifests = {}
-  for name in record['notebooks']:
-    result, manifest, problems = read_notebook(run / name)
-    if problems:
-      raise RequestError(f'{run} is not an accepted run: {problems[0]} Run {name} again with --resume.')
-    if not result or not manifest or result['status'] != 'complete':
-      raise RequestError(f'{run} is not an accepted run: {name} is not complete. Complete it with --resume.')
-    manifests[name] = manifest
+  manifests = _accepted(run)
   readme = root / 'README.md'
   text = read_text(readme) or ''
   if text.count(TABLE_START) != 1 or text.count(TABLE_END) != 1 or text.index(TABLE_START) > text.index(TABLE_END):
@@ -72,7 +70,7 @@ def publish(run: Path, root: Path) -> list[str]:
   for name, manifest in manifests.items():
     for figure in manifest['figures']:
       for file in figure['files']:
-        published = figure_name(name, manifest['profile'], file)
+        published = published_name(name, manifest['profile'], file)
         with replacing(target / published) as aside:
           shutil.copyfile(run / name / 'figures' / file, aside)
         written.append(published)
@@ -87,10 +85,50 @@ def publish(run: Path, root: Path) -> list[str]:
   return written
 
 
-def figure_name(notebook: str, profile: str, file: str) -> str:
-  slug, suffix = file.rsplit('.', 1)
-  middle = '' if profile == 'demo' else f'.{profile}'
-  return f'{notebook.split("_")[0]}_{slug}{middle}.{suffix}'
+def keep_weights(run: Path, folder: Path) -> list[str]:
+  """Copies the trained weights of an accepted run that `folder`/index.json names, and renews their hashes and scores.
+
+  The index is written by hand: `{"06_language.safetensors": {"metric": "test_bits_per_byte"}}`, with the metric whose
+  value tells that the weights are good.
+
+  Returns:
+    The names of the files that were written; those of notebooks that the run does not hold stay as they are.
+
+  Raises:
+    RequestError, DamagedFile: if the run is not complete, damaged, a smoke run or has changed parameters.
+  """
+  manifests = _accepted(run)
+  index = read_json(folder / 'index.json', _INDEX) or {}
+  written = []
+  for name, manifest in manifests.items():
+    for file in sorted((run / name / WEIGHTS).glob('*.safetensors')):
+      published = published_name(name, manifest['profile'], file.name)
+      if (entry := index.get(published)) is None:
+        continue
+      with replacing(folder / published) as aside:
+        shutil.copyfile(file, aside)
+      entry['value'], entry['sha256'] = manifest['metrics'][entry['metric']]['value'], file_hash(file)
+      written.append(published)
+  write_json(folder / 'index.json', index)
+  return written
+
+
+def _accepted(run: Path) -> dict[str, dict[str, Any]]:
+  """The manifests of a run whose numbers are results, by notebook."""
+  record = open_run(run)
+  if record['profile'] == 'smoke':
+    raise RequestError(f'{run} is a smoke run; its numbers are not results. Publish a demo, full or paper run.')
+  if set(record['overrides']) - {'seed'}:
+    raise RequestError(f'{run} ran with changed parameters {record["overrides"]}; publish a run without --set.')
+  manifests = {}
+  for name in record['notebooks']:
+    result, manifest, problems = read_notebook(run / name)
+    if problems:
+      raise RequestError(f'{run} is not an accepted run: {problems[0]} Run {name} again with --resume.')
+    if not result or not manifest or result['status'] != 'complete':
+      raise RequestError(f'{run} is not an accepted run: {name} is not complete. Complete it with --resume.')
+    manifests[name] = manifest
+  return manifests
 
 
 def result_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
