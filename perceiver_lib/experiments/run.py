@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import re
 import sys
 import time
 import types
@@ -151,7 +152,8 @@ class Run:
     """
     if isinstance(sizes := settings.get('sizes'), types.SimpleNamespace):
       settings['sizes'] = vars(sizes)
-    published = published_name(self.notebook, self.profile, f'{name}.safetensors')
+    file = re.sub(r'\W+', '_', name) + '.safetensors'
+    published = published_name(self.notebook, self.profile, file)
     committed = self._committed.get(published)
     if committed is not None:
       self._loaded[published] = file_hash(committed)
@@ -159,7 +161,7 @@ class Run:
       directory=self.directory / 'checkpoints' / name,
       fingerprint=fingerprint(**settings),
       every=every,
-      weights=committed or self.directory / WEIGHTS / f'{name}.safetensors',
+      weights=committed or self.directory / WEIGHTS / file,
       train=committed is None,
     )
 

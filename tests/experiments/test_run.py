@@ -251,7 +251,8 @@ def test_committed_weights_are_used_where_there_are_any_and_said_so(folder, caps
   assert trained.train and trained.weights == folder / 'weights' / 'main.safetensors'
   run = open_run(folder, profile='demo', train=False)
   assert not run.checkpoint('main').train and run.checkpoint('main').weights == committed
-  assert run.checkpoint('other').train
+  other = run.checkpoint('two halves, 0')
+  assert other.train and other.weights == folder / 'weights' / 'two_halves_0.safetensors'
   run.log('accuracy', 1.0)
   run.finish()
   assert read_json(folder / 'manifest.json')['loaded_weights'] == {'01_main.safetensors': file_hash(committed)}
