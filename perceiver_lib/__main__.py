@@ -94,6 +94,15 @@ def accept(arguments: argparse.Namespace) -> int:
   return errors.EXIT_OK
 
 
+def keep_weights(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments import files, results
+
+  folder = _run_folder(arguments)
+  written = results.keep_weights(folder, arguments.notebooks / files.WEIGHTS)
+  print(f'{len(written)} weight files are those of {_short(folder)}: {", ".join(written)}')
+  return errors.EXIT_OK
+
+
 def compare(arguments: argparse.Namespace) -> int:
   from perceiver_lib.experiments.compare import compare_runs
 
@@ -192,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
   for name, function, purpose in (
     ('report', write_report, 'write the report page of a run again and show what it learned'),
     ('figures', publish_figures, 'make a complete run the accepted one: figures/, results.json, table in README.md'),
+    ('weights', keep_weights, 'keep the trained weights of a complete run that notebooks/weights/index.json names'),
   ):
     one = command(name, function, purpose)
     one.add_argument('--run', type=_path, metavar='DIR', help='folder of the run (default: the newest in runs/)')

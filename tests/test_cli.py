@@ -68,6 +68,7 @@ def test_list_shows_titles_and_parameters(project, capsys):
     *((['reproduce', '--time-limit', limit], 'seconds above 0; got') for limit in ('nan', '-5', '0', 'inf')),
     (['report'], 'No run in'),
     (['figures', '--run', 'notebooks'], 'not the folder of a run'),
+    (['weights', '--run', 'notebooks'], 'not the folder of a run'),
     (['compare', 'notebooks', 'notebooks'], 'not the folder of a run'),
     (['list', '--notebooks', 'elsewhere'], 'No notebooks (NN_topic.ipynb)'),
   ],

@@ -36,6 +36,8 @@ RUN = {
   'commit': str,
   'uncommitted_changes': bool,
 }
+WEIGHTS = 'weights'
+"""Folder of trained weights, in the folder of a notebook's run and beside the notebooks."""
 REQUEST = {'source': str, 'executable': str, 'overrides': {str: object}}
 OUTCOME = {'status': str, 'message': str}
 RESULT = {'notebook': str, 'status': str, 'seconds': finite, 'message': str, 'manifest_sha256': str}
@@ -98,6 +100,13 @@ def open_run(folder: Path) -> dict[str, Any]:
       if path.is_symlink() and not path.resolve().is_relative_to(inside):
         raise RequestError(f'{path} is a link that leaves the folder of the run; remove it.')
   return record
+
+
+def published_name(notebook: str, profile: str, file: str) -> str:
+  """What a file of a run is called where it is committed: '01_learning_curve.png', '01_learning_curve.full.png'."""
+  slug, suffix = file.rsplit('.', 1)
+  middle = '' if profile == 'demo' else f'.{profile}'
+  return f'{notebook.split("_")[0]}_{slug}{middle}.{suffix}'
 
 
 def file_hash(path: Path) -> str:

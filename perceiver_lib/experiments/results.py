@@ -9,7 +9,15 @@ from typing import Any
 from urllib.parse import quote
 
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import JUDGED_METRIC, accepted_manifests, write_json, write_text
+from perceiver_lib.experiments.files import (
+  JUDGED_METRIC,
+  WEIGHTS,
+  accepted_manifests,
+  file_hash,
+  published_name,
+  write_json,
+  write_text,
+)
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.experiments.tables import literal, markdown
 from perceiver_lib.experiments.wording import describe_band, describe_number, describe_paper
@@ -27,6 +35,7 @@ _RECORDS = [
     **{name: JUDGED_METRIC[name] for name in RECORDED},
   }
 ]
+_INDEX = {plain_name: {'metric': str}}
 TABLE_START, TABLE_END = '<!-- results: start -->', '<!-- results: end -->'
 
 
@@ -59,7 +68,7 @@ def publish(run: Path, root: Path) -> list[str]:
   for name, manifest in manifests.items():
     for figure in manifest['figures']:
       for file in figure['files']:
-        published = figure_name(name, manifest['profile'], file)
+        published = published_name(name, manifest['profile'], file)
         with replacing(target / published) as aside:
           shutil.copyfile(run / name / 'figures' / file, aside)
         written.append(published)
@@ -74,10 +83,32 @@ def publish(run: Path, root: Path) -> list[str]:
   return written
 
 
-def figure_name(notebook: str, profile: str, file: str) -> str:
-  slug, suffix = file.rsplit('.', 1)
-  middle = '' if profile == 'demo' else f'.{profile}'
-  return f'{notebook.split("_")[0]}_{slug}{middle}.{suffix}'
+def keep_weights(run: Path, folder: Path) -> list[str]:
+  """Copies the trained weights of an accepted run that `folder`/index.json names, and renews their hashes and scores.
+
+  The index is written by hand: `{"06_language.safetensors": {"metric": "test_bits_per_byte"}}`, with the metric whose
+  value tells that the weights are good.
+
+  Returns:
+    The names of the files that were written; those of notebooks that the run does not hold stay as they are.
+
+  Raises:
+    RequestError, DamagedFile: if the run is not complete, damaged, a smoke run or has changed parameters.
+  """
+  manifests = accepted_manifests(run)
+  index = read_json(folder / 'index.json', _INDEX) or {}
+  written = []
+  for name, manifest in manifests.items():
+    for file in sorted((run / name / WEIGHTS).glob('*.safetensors')):
+      published = published_name(name, manifest['profile'], file.name)
+      if (entry := index.get(published)) is None:
+        continue
+      with replacing(folder / published) as aside:
+        shutil.copyfile(file, aside)
+      entry['value'], entry['sha256'] = manifest['metrics'][entry['metric']]['value'], file_hash(file)
+      written.append(published)
+  write_json(folder / 'index.json', index)
+  return written
 
 
 def result_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

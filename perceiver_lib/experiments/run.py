@@ -8,8 +8,8 @@
     run.finish()
 
 Its metrics and figures are declared in `notebooks/bands.json` (`experiments.bands`). Everything lies in one folder:
-`metrics.jsonl` (a line at once, on the disk before the call returns), `figures/`, `checkpoints/`, and at the end
-`manifest.json`, whose status "complete" only `finish()` writes.
+`metrics.jsonl` (a line at once, on the disk before the call returns), `figures/`, `checkpoints/`, `weights/`, and at
+the end `manifest.json`, whose status "complete" only `finish()` writes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
+import re
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,16 @@ from perceiver_lib.experiments.bands import Declaration, load_declarations
 from perceiver_lib.experiments.environment import Stamp, environment_stamp
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import save_figure_files, show_in_notebook
-from perceiver_lib.experiments.files import REQUEST, append_record, file_hash, project_root, set_aside, write_json
+from perceiver_lib.experiments.files import (
+  REQUEST,
+  WEIGHTS,
+  append_record,
+  file_hash,
+  project_root,
+  published_name,
+  set_aside,
+  write_json,
+)
 from perceiver_lib.experiments.notebooks import notebook_hash
 from perceiver_lib.experiments.profiles import PROFILES, check_profile
 from perceiver_lib.experiments.tables import Table
@@ -47,7 +57,7 @@ class RunIncomplete(AssertionError):
   """A notebook reached its end without having shown what it declared. The text lists what is missing or off."""
 
 
-def start_run(notebook: str, *, profile: str, seed: int, run_dir: str = '') -> Run:
+def start_run(notebook: str, *, profile: str, seed: int, run_dir: str = '', train: bool = True) -> Run:
   """Opens the run of one notebook, with JAX's persistent compilation cache on.
 
   Args:
@@ -55,9 +65,11 @@ def start_run(notebook: str, *, profile: str, seed: int, run_dir: str = '') -> R
     profile: one of `profiles.PROFILES`.
     seed: of everything random in the notebook.
     run_dir: the notebook's own folder, given by the runner. Empty: `runs/interactive-<time>` under the project.
+    train: False = the committed weights of the demo profile take the place of the trainings that they came from.
 
   Raises:
-    RequestError, DamagedFile: for an unknown profile, a malformed declaration, or a kernel of another environment.
+    RequestError, DamagedFile: for an unknown profile, a malformed declaration, a kernel of another environment, or if
+      no weights are committed that fit.
   """
   check_profile(profile)
   directory = Path(run_dir).expanduser().resolve() if run_dir else _interactive_directory()
@@ -71,6 +83,9 @@ def start_run(notebook: str, *, profile: str, seed: int, run_dir: str = '') -> R
   declared = load_declarations(source.parent / BANDS_FILE).get(notebook)
   if request and declared is None:
     raise RequestError(f'{source.parent / BANDS_FILE} does not say which metrics and figures {notebook} must show.')
+  weights = sorted((source.parent / WEIGHTS).glob(published_name(notebook, 'demo', '*.safetensors')))
+  if not train and not (weights and profile == 'demo'):
+    raise RequestError(f'No weights of {notebook} ({profile}) are committed; leave train=True.')
   directory.mkdir(parents=True, exist_ok=True)
   set_aside(directory, OWN_FILES)
   enable_compilation_cache()
@@ -81,6 +96,7 @@ def start_run(notebook: str, *, profile: str, seed: int, run_dir: str = '') -> R
     directory=directory,
     source=source,
     declared=declared,
+    weights=() if train else weights,
     # A changed parameter is another experiment, and interactively nobody knows what was changed: bands inform there.
     bands_bind=bool(request) and not request['overrides'],
   )
@@ -104,11 +120,14 @@ class Run:
     source: Path,
     declared: Declaration | None,
     bands_bind: bool,
+    weights: Sequence[Path] = (),
   ):
     self.notebook, self.profile, self.seed, self.directory = notebook, profile, seed, directory
     self._declared = declared
     self._bands = declared.bands(profile) if declared else {}
     self._bands_bind = bands_bind
+    self._committed = {path.name: path for path in weights}
+    self._loaded: dict[str, str] = {}
     self._notebook_hash = notebook_hash(source) if source.exists() else ''
     self._environment = environment_stamp(project_root())
     self._started, self._start_time = _now(), time.monotonic()
@@ -123,6 +142,8 @@ class Run:
   def checkpoint(self, name: str, *, every: int | None = None, **settings: Any) -> Checkpointing:
     """Where one training of this run keeps what it needs to continue, for `fit`; survives a resumed run.
 
+    The trained weights go to the run's folder too. With `train=False` the committed ones of this name are used instead.
+
     Args:
       name: of the training, unique in the notebook.
       every: steps between checkpoints; None = a tenth of the training.
@@ -131,8 +152,17 @@ class Run:
     """
     if isinstance(sizes := settings.get('sizes'), types.SimpleNamespace):
       settings['sizes'] = vars(sizes)
+    file = re.sub(r'\W+', '_', name) + '.safetensors'
+    published = published_name(self.notebook, self.profile, file)
+    committed = self._committed.get(published)
+    if committed is not None:
+      self._loaded[published] = file_hash(committed)
     return Checkpointing(
-      directory=self.directory / 'checkpoints' / name, fingerprint=fingerprint(**settings), every=every
+      directory=self.directory / 'checkpoints' / name,
+      fingerprint=fingerprint(**settings),
+      every=every,
+      weights=committed or self.directory / WEIGHTS / file,
+      train=committed is None,
     )
 
   def sizes(self, **profiles: Mapping[str, Any]) -> types.SimpleNamespace:
@@ -307,6 +337,7 @@ class Run:
       'environment': dict(self._environment),
       'sizes': self._sizes,
       'data': self._data,
+      'loaded_weights': self._loaded,
       'metrics': metrics,
       'figures': list(self._figures.values()),
     }
@@ -314,6 +345,8 @@ class Run:
     if problems:
       raise RunIncomplete(f'{self.notebook} is not complete:\n- ' + '\n- '.join(problems))
     shown = f'{len(metrics)} metrics, {len(self._figures)} figures'
+    if self._loaded:
+      shown += f', not trained here: {", ".join(self._loaded)}'
     print(f'{self.notebook} ({self.profile}) is complete: {shown}, {manifest["seconds"]:.0f} s.')
 
   def _judged(self, record: dict[str, Any]) -> dict[str, Any]:

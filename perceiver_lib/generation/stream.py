@@ -84,6 +84,7 @@ class _Plan:
   window: LatentWindow
   room: int
   sampler: Sampler
+  num_ids: int
 
 
 class _Constants(NamedTuple):
@@ -112,10 +113,12 @@ def generate(
   seed: int = 0,
   allowed: Bool[AnyArray, '_t e'] | None = None,
   positions: Int[AnyArray, '_b n p'] | None = None,
+  num_ids: int = 1,
 ) -> Int[np.ndarray, 'b t']:
   """All new tokens at once; the arguments are those of `stream`."""
   settings = {'valid': valid, 'sampler': sampler, 'seed': seed, 'allowed': allowed, 'positions': positions}
-  [tokens] = stream(model, prompts, window=window, num_tokens=num_tokens, chunk_size=num_tokens, **settings)
+  settings |= {'num_ids': num_ids, 'chunk_size': num_tokens}
+  [tokens] = stream(model, prompts, window=window, num_tokens=num_tokens, **settings)
   return tokens
 
 
@@ -130,6 +133,7 @@ def stream(
   seed: int = 0,
   allowed: Bool[AnyArray, '_t e'] | None = None,
   positions: Int[AnyArray, '_b n p'] | None = None,
+  num_ids: int = 1,
   chunk_size: int = 16,
 ) -> Iterator[Int[np.ndarray, 'b t']]:
   """New tokens a few at a time, for a live display: the device works without Python for a whole chunk.
@@ -144,6 +148,7 @@ def stream(
     seed: of the draws. They depend on the seed, the row and the number of the token, and on nothing else.
     allowed: which ids may be drawn, the same at every new token (t = 1) or for each of them (t = num_tokens).
     positions: of every token of a row, prompt and continuation, in order; None = the model counts.
+    num_ids: ids that each token carries, its own first and then those before it (`modalities.text_context`).
     chunk_size: most tokens a chunk.
 
   Yields:
@@ -161,7 +166,7 @@ def stream(
       'Prompts must be integer ids [batch, length], each with a valid token, and valid be bool; got '
       f'{prompts.dtype} {prompts.shape} and {valid.dtype} {valid.shape}.'
     )
-  check_counts({'num_tokens': num_tokens, 'chunk_size': chunk_size})
+  check_counts({'num_tokens': num_tokens, 'num_ids': num_ids, 'chunk_size': chunk_size})
   b = len(prompts)
   prompt_lengths = valid.sum(axis=1)
   if allowed is not None:
@@ -181,7 +186,7 @@ def stream(
   total = length + num_tokens
   width = min(length, window.keep)
   refill_width = min(window.keep, total - 1)
-  spare = max(refill_width - length, 0)
+  spare = max(refill_width - length, 0) + num_ids - 1
   constants = _Constants(
     key=jax.random.key(seed),
     prompt_lengths=jnp.asarray(prompt_lengths, jnp.int32),
@@ -189,14 +194,14 @@ def stream(
     positions=positions,
   )
   state = _State(
-    tokens=jnp.asarray(np.pad(columns[0], ((0, 0), (spare, num_tokens))), jnp.int32),
+    tokens=jnp.asarray(np.pad(np.where(columns[1], columns[0], 0), ((0, 0), (spare, num_tokens))), jnp.int32),
     valid=jnp.asarray(np.pad(columns[1], ((0, 0), (spare, num_tokens)))),
     length=jnp.int32(spare + length),
     num_generated=jnp.int32(0),
     cache=None,
   )
   room = min(window.room, num_tokens - 1)
-  plan = _Plan(window=window, room=room, sampler=sampler)
+  plan = _Plan(window=window, room=room, sampler=sampler, num_ids=num_ids)
   return _chunks(model, plan, constants, state, num_tokens, chunk_size, (width, refill_width), spare + length)
 
 
@@ -234,7 +239,7 @@ def _start(params, constants: _Constants, state: _State, *, graphdef, plan: _Pla
   if constants.positions is not None:
     index = jax.lax.dynamic_slice_in_dim(jnp.cumsum(state.valid, axis=1, dtype=jnp.int32) - 1, first, width, axis=1)
     position = jnp.take_along_axis(constants.positions, jnp.maximum(index, 0)[..., None], axis=1)
-  values = jax.lax.dynamic_slice_in_dim(state.tokens, first, width, axis=1)
+  values = _values(state.tokens, first, width, plan.num_ids)
   history = Tokens(values=values, position=position, valid=valid)
   cache, logits = model.start(history, plan.window, room=plan.room)
   return _draw(state._replace(cache=cache), logits, constants, plan)
@@ -246,7 +251,7 @@ def _advance(params, constants: _Constants, state: _State, count: Array, *, grap
   model: CachedModel = nnx.merge(graphdef, params)
 
   def append_and_draw(_: Array, state: _State) -> _State:
-    newest = jax.lax.dynamic_slice_in_dim(state.tokens, state.length - 1, 1, axis=1)
+    newest = _values(state.tokens, state.length - 1, 1, plan.num_ids)
     position = None
     if constants.positions is not None:
       index = constants.prompt_lengths + state.num_generated - 1
@@ -255,6 +260,12 @@ def _advance(params, constants: _Constants, state: _State, count: Array, *, grap
     return _draw(state._replace(cache=cache), logits, constants, plan)
 
   return jax.lax.fori_loop(0, count, append_and_draw, state)
+
+
+def _values(ids: Int[Array, 'b m'], first: Array, width: int, num_ids: int) -> Int[Array, 'b n *k']:
+  """What the tokens from a column on carry."""
+  columns = [jax.lax.dynamic_slice_in_dim(ids, first - back, width, axis=1) for back in range(num_ids)]
+  return columns[0] if num_ids == 1 else jnp.stack(columns, axis=-1)
 
 
 def _draw(state: _State, logits: Float[Array, 'b e'], constants: _Constants, plan: _Plan) -> _State:

@@ -1,7 +1,8 @@
 """Bytes of text that carry their neighbours, as inputs and as queries.
 
 Perceiver IO reads optical flow as 3 x 3 neighbourhoods and asks with input features (2107.14795, section 3.2 and
-App. H). The same on text: a token is the ids within a radius, each through one table, and a position.
+App. H). The same on text: a token is the ids within a radius, each through one table, and a position. Where nothing may
+look ahead, it is an id and those before it: a read finds raw inputs, and of a bare byte nobody knows what it follows.
 The paper's own text models read single bytes and ask by learned position, and take 500,000 steps of 2,048 texts.
 """
 
@@ -32,14 +33,14 @@ class ContextAdapterConfig:
     num_embeddings: rows of the table.
     num_id_channels: width of the table.
     num_channels: width of the token.
-    position: Fourier features of the place in the text, which join the ids.
+    position: Fourier features of the place in the text, which join the ids; None = none (rotary models).
   """
 
   num_ids: int
   num_embeddings: int = VOCAB_SIZE
   num_id_channels: int
   num_channels: int
-  position: FourierFeatures = FourierFeatures(num_bands=16, max_resolution=(32,))
+  position: FourierFeatures | None = FourierFeatures(num_bands=16, max_resolution=(32,))
 
   def __post_init__(self):
     check_counts(self, 'num_ids', 'num_embeddings', 'num_id_channels', 'num_channels')
@@ -60,7 +61,8 @@ class ContextAdapter(nnx.Module):
     self.config = config
     # Of size 1, as the Fourier features beside it: nothing normalises before the linear layer.
     self.table = nnx.Param(jax.random.normal(rngs.params(), (config.num_embeddings, config.num_id_channels)))
-    width = config.num_ids * config.num_id_channels + config.position.num_channels
+    width = config.num_ids * config.num_id_channels
+    width += 0 if config.position is None else config.position.num_channels
     self.projection = Linear(width, config.num_channels, rngs=rngs)
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
@@ -70,7 +72,9 @@ class ContextAdapter(nnx.Module):
       raise ValueError(f'This adapter takes integer ids [b, m, {count}]; got {values.dtype} of shape {values.shape}.')
     channels = look_up(self.table[...], values[..., None], shape=(self.config.num_embeddings,), name='embeddings')
     channels = rearrange(channels, 'b m k c -> b m (k c)')
-    return self.projection(jnp.concatenate([channels, embed_position(self.config.position, tokens)], axis=-1))
+    if self.config.position is not None:
+      channels = jnp.concatenate([channels, embed_position(self.config.position, tokens)], axis=-1)
+    return self.projection(channels)
 
 
 def neighbourhoods(
@@ -88,6 +92,18 @@ def neighbourhoods(
   values = jnp.stack([padded[:, start : start + m] for start in range(2 * radius + 1)], axis=-1)
   position = _coordinate(jnp.arange(m, dtype=jnp.int32), span)
   return Tokens(values=values, position=position[None], valid=valid)
+
+
+def with_previous(tokens: Tokens, num_ids: int) -> Tokens:
+  """Tokens of ids `[b, m]` that carry the ids before them too, `[b, m, num_ids]`, the newest first.
+
+  a b c with three ids gives a.. ba. cba; . = PAD before the text, and where a token is padding.
+  """
+  ids = tokens.values if tokens.valid is None else jnp.where(tokens.valid, tokens.values, PAD)
+  m = ids.shape[1]
+  padded = jnp.pad(ids, ((0, 0), (num_ids - 1, 0)), constant_values=PAD)
+  columns = [padded[:, num_ids - 1 - back : num_ids - 1 - back + m] for back in range(num_ids)]
+  return dataclasses.replace(tokens, values=jnp.stack(columns, axis=-1))
 
 
 def tokens_at(tokens: Tokens, places: Int[Array, 'b o'], valid: Bool[Array, 'b o'] | None = None) -> Tokens:

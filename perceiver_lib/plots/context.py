@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,47 @@ def copies_by_distance(
 def _smoothed(share: Float[np.ndarray, 'd'], width: int = 4) -> Float[np.ndarray, 'd']:
   kernel = np.ones(width)
   return 100 * np.convolve(share, kernel, 'same') / np.convolve(np.ones(len(share)), kernel, 'same')
+
+
+def where_context_pays(
+  cut: Mapping[str, Mapping[int, float]],
+  foreign: Mapping[str, Mapping[int, float]],
+  names: Mapping[str, float],
+  *,
+  title: str,
+) -> Figure:
+  """Bits per byte against the visible context of several texts, and bits of a name each time that it comes.
+
+  Args:
+    cut: text -> {bytes of context: bits per byte} with nothing before that context.
+    foreign: the same with another text's bytes before it, dashed.
+    names: which time -> bits of a name; the last one is the control.
+  """
+  with theme.use_theme():
+    figure = theme.new_figure(3.6, title=title)
+    lines, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    for (text, bits), colour in zip(cut.items(), theme.PALETTE, strict=False):
+      lines.plot(bits.keys(), bits.values(), 'o-', color=colour, label=text)
+      lines.plot(foreign[text].keys(), foreign[text].values(), 's--', color=colour, alpha=0.7)
+      lines.annotate(f'{bits[max(bits)]:.2f}', (max(bits), bits[max(bits)]), xytext=(5, -4), textcoords='offset points')
+    lines.plot([], [], 's--', color=theme.GREY, label="another text's bytes before it")
+    lines.set(xscale='log', xlabel='bytes of its own context', ylabel='bits per byte')
+    lines.set_xticks(list(next(iter(cut.values()))), [str(n) for n in next(iter(cut.values()))])
+    lines.minorticks_off()
+    lines.margins(x=0.12)
+    lines.legend()
+    colours = [theme.PALETTE[0]] * (len(names) - 1) + [theme.GREY]
+    bars.bar_label(bars.bar(range(len(names)), names.values(), color=colours), fmt='%.1f', padding=2)
+    bars.set_xticks(range(len(names)), [textwrap.fill(name, 13) for name in names])
+    bars.set(ylabel='bits of a new name')
+    bars.margins(y=0.12)
+  parts = [
+    f'{text}: '
+    + ', '.join(f'{bits:.2f} at {n} bytes ({foreign[text][n]:.2f} behind others)' for n, bits in found.items())
+    for text, found in cut.items()
+  ]
+  said = ', '.join(f'{name} time {bits:.1f}' for name, bits in names.items())
+  return theme.describe(figure, f'{title}. Bits per byte by context. {"; ".join(parts)}. Bits of a new name: {said}.')
 
 
 def bits_by_setting(

@@ -65,12 +65,16 @@ class Checkpointing:
       optimizer.
     every: steps between checkpoints; None = a tenth of the training. The last step has one anyway.
     resume: False = start from scratch and keep earlier checkpoints of the same settings under another name.
+    weights: safetensors file of the trained weights in half precision and how they came about; None = none is written.
+    train: False = read `weights`, of an earlier training, in place of training.
   """
 
   directory: str | os.PathLike
   fingerprint: str
   every: int | None = None
   resume: bool = True
+  weights: str | os.PathLike | None = None
+  train: bool = True
 
 
 def structure(state: Any) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ from perceiver_lib.training.checkpoints import Checkpointing
 from perceiver_lib.training.host import keep_freed_memory
 from perceiver_lib.training.progress import Progress
 from perceiver_lib.training.step import Batch, LossFn, functional_loss, initial_state, make_train_step
+
+_KEPT = ('num_steps', 'history', 'compile_seconds', 'train_seconds', 'evaluate_seconds')
+"""Of a `FitResult`, beside the weights that a training leaves."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -111,7 +115,8 @@ def fit(
       its buffers are reused by the next step.
     evaluations: how often `evaluate` is called: every num_steps // evaluations steps, and after the last step.
     log_every: steps a history record; by default about 100 records.
-    checkpoint: where to keep what a killed training goes on from (`run.checkpoint` makes one in a notebook).
+    checkpoint: where to keep what a killed training goes on from, or the weights to use in its place (`run.checkpoint`
+      makes one in a notebook).
     ema_decay: keep a moving average of the parameters with this decay (less in the first steps), evaluate it and
       return it.
     mesh: batches are split over all its axes; arrays of at least 2^14 elements are also split over an axis named
@@ -124,6 +129,8 @@ def fit(
     ValueError: for batches, losses or settings that do not fit.
   """
   _check(num_steps, evaluate, evaluations, log_every, ema_decay)
+  if checkpoint is not None and not checkpoint.train:
+    return _trained_before(model, checkpoint.weights, progress)
   keep_freed_memory()
   log_every = log_every or max(1, num_steps // 100)
   evaluate_every = max(1, num_steps // evaluations)
@@ -198,7 +205,7 @@ def fit(
     clock = time.perf_counter()
 
   seconds = spent['train'] - past.spent['train']
-  return FitResult(
+  result = FitResult(
     model=current_model(jax.tree.unflatten(structure, leaves)),
     history=history,
     notes=tuple(past.notes),
@@ -209,6 +216,12 @@ def fit(
     evaluate_seconds=spent['evaluate'],
     examples_per_second=(num_steps - past.step) * num_examples * jax.process_count() / seconds if seconds else 0.0,
   )
+  if checkpoint is not None and checkpoint.weights is not None:
+    from perceiver_lib.training.weights import save_weights
+
+    record = {name: getattr(result, name) for name in _KEPT}
+    save_weights(result.model, checkpoint.weights, dtype=np.float16, record=record)
+  return result
 
 
 def _check(
@@ -218,6 +231,18 @@ def _check(
   check_numbers({'ema_decay': ema_decay}, least=0, below=1)
   if evaluations > 1 and evaluate is None:
     raise ValueError('evaluations does nothing without evaluate; give it or drop it.')
+
+
+def _trained_before(model: nnx.Module, path: str | os.PathLike, progress: str) -> FitResult:
+  """The result of the training that wrote these weights, rounded to half precision."""
+  from perceiver_lib.training.weights import load_record, load_weights
+
+  record = load_record(path)
+  steps = record['num_steps']
+  note = f'Nothing is trained: these are the float16 weights of {os.path.basename(path)}, after {steps:,} steps.'
+  Progress(steps, start=steps, mode=progress).say(note)
+  model = load_weights(model, path)
+  return FitResult(model=model, notes=(note,), resumed_from=steps, examples_per_second=0.0, **record)
 
 
 class _Past(NamedTuple):

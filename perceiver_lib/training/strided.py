@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
+from perceiver_lib.modalities.text_context import with_previous
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import metrics
 from perceiver_lib.training.losses import cross_entropy
@@ -100,16 +101,16 @@ class StridedScore:
 
 
 def evaluate_strided(
-  model: nnx.Module, windows: StridedWindows, *, num_latents: int, batch_size: int = 16
+  model: nnx.Module, windows: StridedWindows, *, num_latents: int, num_ids: int = 1, batch_size: int = 16
 ) -> StridedScore:
-  """The mean loss of a Perceiver AR over whole documents.
+  """The mean loss of a Perceiver AR over whole documents, whose tokens carry `num_ids` ids (`modalities.text_context`).
 
   Raises:
     ValueError: if the stride exceeds the latents: tokens would be scored by no latent.
   """
   if windows.stride > num_latents:
     raise ValueError(f'The stride must be at most the {num_latents} latents, or bytes are lost; got {windows.stride}.')
-  means = metrics.evaluate_dataset(model, _scored_nats(num_latents), windows.batches(batch_size))
+  means = metrics.evaluate_dataset(model, _scored_nats(num_latents, num_ids), windows.batches(batch_size))
   return StridedScore(
     nats_per_token=means['nats_per_token'],
     num_tokens=windows.num_tokens,
@@ -120,9 +121,10 @@ def evaluate_strided(
 
 
 @functools.lru_cache(maxsize=16)
-def _scored_nats(num_latents: int):
+def _scored_nats(num_latents: int, num_ids: int):
   def scored_nats(model: Any, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    logits = model(Tokens(values=batch['inputs'], valid=batch['valid']), num_latents=num_latents)
+    inputs = Tokens(values=batch['inputs'], valid=batch['valid'])
+    logits = model(inputs if num_ids == 1 else with_previous(inputs, num_ids), num_latents=num_latents)
     targets = at_latents(batch['targets'], logits)
     scored = at_latents(batch['scored'], logits) & logits.valid
     return {'nats_per_token': (cross_entropy(logits.values, targets, valid=scored, reduction='none'), scored)}

@@ -11,7 +11,7 @@ from perceiver_lib.experiments.accept import accept, history_file, read_history
 from perceiver_lib.experiments.compare import compare_runs, spread_over
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import file_hash
-from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
+from perceiver_lib.experiments.results import TABLE_END, TABLE_START, keep_weights, publish
 from perceiver_lib.experiments.wording import describe_number
 from perceiver_lib.files import read_json
 
@@ -97,6 +97,24 @@ def test_publishing_copies_figures_writes_records_and_renews_the_table(project):
   assert readme.startswith('# Title\n') and readme.endswith('\nThe end.\n') and 'old' not in readme
   assert '**97 %** | 10 % (majority class) | 78.0 (Table 2) | ≥ 95 | demo, CPU, 2 cores' in readme
   assert '**42,135,859** | – | 42,135,859 | – |' in readme
+
+
+def test_the_weights_that_the_index_names_are_kept_with_their_hash_and_score(tmp_path):
+  (folder := tmp_path / 'weights').mkdir()
+  other = {'metric': 'accuracy', 'value': 1.0, 'sha256': 'c'}
+  (folder / 'index.json').write_text(
+    json.dumps({'01_main.safetensors': {'metric': 'accuracy'}, '02_main.safetensors': other})
+  )
+  run = write_run(tmp_path / 'run')
+  (run / '01_images' / 'weights').mkdir()
+  for name in ('main', 'unnamed'):
+    (run / '01_images' / 'weights' / f'{name}.safetensors').write_text(name)
+  assert keep_weights(run, folder) == ['01_main.safetensors']
+  assert sorted(path.name for path in folder.iterdir()) == ['01_main.safetensors', 'index.json']
+  found = {'metric': 'accuracy', 'value': 97.0, 'sha256': file_hash(folder / '01_main.safetensors')}
+  assert read_json(folder / 'index.json') == {'01_main.safetensors': found, '02_main.safetensors': other}
+  with pytest.raises(RequestError, match='ran with changed parameters'):
+    keep_weights(write_run(tmp_path / 'loaded', overrides={'train': False}), folder)
 
 
 def test_records_of_other_notebooks_and_profiles_stay(project):

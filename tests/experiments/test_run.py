@@ -15,7 +15,7 @@ from perceiver_lib.experiments import RunIncomplete, start_run
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import is_blank
-from perceiver_lib.experiments.files import read_records
+from perceiver_lib.experiments.files import file_hash, read_records
 from perceiver_lib.files import read_json
 from tests.experiments.sequence import declare
 
@@ -25,7 +25,17 @@ def folder(tmp_path):
   return tmp_path / 'run'
 
 
-def open_run(folder, metrics=('accuracy',), figures=(), *, overrides=None, executable=sys.executable, **band):
+def open_run(
+  folder,
+  metrics=('accuracy',),
+  figures=(),
+  *,
+  overrides=None,
+  executable=sys.executable,
+  profile='smoke',
+  train=True,
+  **band,
+):
   """Opens the run as the runner would: with a request, and a declaration beside the notebook."""
   notebooks = folder.parent / 'notebooks'
   for made in (folder, notebooks):
@@ -33,7 +43,7 @@ def open_run(folder, metrics=('accuracy',), figures=(), *, overrides=None, execu
   declare(notebooks, '01_tiny', metrics, figures, **band)
   request = {'executable': executable, 'source': str(notebooks / '01_tiny.ipynb'), 'overrides': overrides or {}}
   (folder / 'request.json').write_text(json.dumps(request))
-  return start_run('01_tiny', profile='smoke', seed=7, run_dir=str(folder))
+  return start_run('01_tiny', profile=profile, seed=7, run_dir=str(folder), train=train)
 
 
 def drawn():
@@ -228,6 +238,25 @@ def test_a_checkpoint_of_other_settings_is_another(folder):
   sizes = run.sizes(smoke={'steps': 3})
   first, again, other = (run.checkpoint('main', sizes=sizes, width=width) for width in (1, 1, 2))
   assert first == again and first.fingerprint != other.fingerprint and first.directory == other.directory
+
+
+def test_committed_weights_are_used_where_there_are_any_and_said_so(folder, capsys):
+  with pytest.raises(RequestError, match=r'No weights of 01_tiny \(demo\) are committed'):
+    open_run(folder, profile='demo', train=False)
+  (committed := folder.parent / 'notebooks' / 'weights' / '01_main.safetensors').parent.mkdir()
+  committed.write_bytes(b'7')
+  with pytest.raises(RequestError, match=r'No weights of 01_tiny \(smoke\) are committed'):
+    open_run(folder, train=False)
+  trained = open_run(folder, profile='demo').checkpoint('main')
+  assert trained.train and trained.weights == folder / 'weights' / 'main.safetensors'
+  run = open_run(folder, profile='demo', train=False)
+  assert not run.checkpoint('main').train and run.checkpoint('main').weights == committed
+  other = run.checkpoint('two halves, 0')
+  assert other.train and other.weights == folder / 'weights' / 'two_halves_0.safetensors'
+  run.log('accuracy', 1.0)
+  run.finish()
+  assert read_json(folder / 'manifest.json')['loaded_weights'] == {'01_main.safetensors': file_hash(committed)}
+  assert 'not trained here: 01_main.safetensors' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('value', ['3', True, None, np.zeros(3), 1j])

@@ -17,6 +17,7 @@ from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.generation.beam_search import beam_search
 from perceiver_lib.generation.replay import replay
 from perceiver_lib.generation.stream import GREEDY, Sampler, generate, stream
+from perceiver_lib.modalities.text_context import ContextAdapterConfig, with_previous
 from perceiver_lib.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from perceiver_lib.parameters import filled
 from perceiver_lib.tokens import Tokens
@@ -100,6 +101,17 @@ def test_generation_goes_beyond_the_window_as_recomputation_does():
     for token, before in zip(tokens[row], logits, strict=True):
       assert before[token] >= before.max() - CACHED * np.abs(before).max()
   assert len(np.unique(tokens)) > 2
+
+
+def test_tokens_that_carry_those_before_them_are_made_as_they_are_read():
+  adapter = ContextAdapterConfig(
+    num_ids=3, num_embeddings=VOCABULARY, num_id_channels=5, num_channels=16, position=None
+  )
+  model = model_of(input_adapter=adapter)
+  window = LatentWindow(context_length=16, num_latents=8, num_start_latents=4)
+  made = generate(model, IDS[:1], window=window, num_tokens=5, num_ids=3)
+  inputs = with_previous(Tokens(values=jnp.asarray(np.concatenate([IDS[:1], made[:, :-1]], axis=1))), 3)
+  np.testing.assert_array_equal(jnp.argmax(model(inputs, num_latents=8).values, -1)[:, -5:], made)
 
 
 def test_a_later_token_never_changes_the_cache_of_an_earlier_one():

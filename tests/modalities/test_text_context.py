@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.modalities.text import PAD
-from perceiver_lib.modalities.text_context import ContextAdapterConfig, neighbourhoods, tokens_at
+from perceiver_lib.modalities.text_context import ContextAdapterConfig, neighbourhoods, tokens_at, with_previous
+from perceiver_lib.tokens import Tokens
 from tests.support import as_users_call
 
 
@@ -22,6 +23,12 @@ def test_neighbourhoods_are_the_bytes_around_and_padding_is_in_none():
   chosen = tokens_at(tokens, jnp.array([[3, 1]], jnp.int32))
   np.testing.assert_array_equal(chosen.values[0], [expected[3], expected[1]])
   np.testing.assert_array_equal(chosen.position[0, :, 0], [0.5, -0.5])
+
+
+def test_a_token_carries_the_ids_before_it_and_no_padding():
+  ids, valid = jnp.array([[11, 13, 17, 19]]), jnp.array([[False, True, True, True]])
+  carried = with_previous(Tokens(values=ids, valid=valid), 3).values[0].tolist()
+  assert carried == [[PAD, PAD, PAD], [13, PAD, PAD], [17, 13, PAD], [19, 17, 13]]
 
 
 def test_a_token_of_the_wrong_width_is_refused_with_what_was_expected():

@@ -60,8 +60,13 @@ FIGURES = {
     window=16, guessing=1 / 256, title='Copies',
   ),
   'settings': lambda: context.bits_by_setting(
-    {'bytes of context': {16: 2.6, 64: 2.5}, 'stride': {64: 2.5}}, {'ms': {16: (2.6, 10.0), 64: (2.5, 31.0)}},
+    {'stride': {64: 2.5, 128: 2.6}}, {'ms': {16: (2.6, 10.0), 64: (2.5, 31.0)}},
     title='Run',
+  ),
+  'context': lambda: context.where_context_pays(
+    {'code': {16: 2.6, 64: 2.5}, 'prose': {16: 2.4, 64: 2.4}},
+    {'code': {16: 2.7, 64: 2.5}, 'prose': {16: 2.4, 64: 2.4}},
+    {'first': 40.0, 'third': 12.0, 'third, replaced': 41.0}, title='Context',
   ),
   'surprise': lambda: context.surprise(TEXT, RANDOM.uniform(0, 12, len(TEXT)), title='Surprise'),
 }  # fmt: skip

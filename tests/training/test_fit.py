@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -257,6 +258,20 @@ def test_settings_that_would_do_nothing_or_mislead_are_refused():
 def resumable(directory, *, fingerprint='f', resume=True, **changes):
   checkpoint = Checkpointing(directory=directory, fingerprint=fingerprint, every=4, resume=resume)
   return train(ema_decay=0.9, **({'checkpoint': checkpoint, 'evaluations': 4} | changes))
+
+
+def test_kept_weights_and_their_record_take_the_place_of_the_training(tmp_path):
+  kept = Checkpointing(directory=tmp_path, fingerprint='f', weights=tmp_path / 'model.safetensors')
+  trained = train(checkpoint=kept)
+  stored = dataclasses.replace(kept, directory=tmp_path / 'none', train=False)
+  found = train(checkpoint=stored, loss_fn=lambda *_: pytest.fail('trained again'))
+  assert (found.history, found.resumed_from) == (trained.history, NUM_STEPS)
+  assert found.notes == (
+    f'Nothing is trained: these are the float16 weights of model.safetensors, after {NUM_STEPS} steps.',
+  )
+  rounded = trained.model.hidden.kernel[...].astype(jnp.float16).astype(jnp.float32)
+  np.testing.assert_array_equal(found.model.hidden.kernel[...], rounded)
+  assert not stored.directory.exists()
 
 
 class Interrupted(Exception):

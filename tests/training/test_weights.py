@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.training.checkpoints import CheckpointError
-from perceiver_lib.training.weights import load_weights, save_weights
+from perceiver_lib.training.weights import load_record, load_weights, save_weights
 
 
 class Model(nnx.Module):
@@ -71,6 +71,15 @@ def test_half_the_numbers_are_half_the_size_and_come_back_in_the_models_own(tmp_
   loaded = load_weights(model, half).layers[0].kernel
   assert loaded.dtype == jnp.float32
   np.testing.assert_array_equal(loaded[...], model.layers[0].kernel[...].astype(jnp.float16).astype(jnp.float32))
+
+
+def test_a_file_says_how_its_weights_came_about_or_that_it_does_not(tmp_path):
+  model = Model(rngs=nnx.Rngs(0))
+  assert load_record(save_weights(model, tmp_path / 'kept.safetensors', record={'loss': [3, None]})) == {
+    'loss': [3, None]
+  }
+  with pytest.raises(CheckpointError, match='does not say how its weights came about'):
+    load_record(save_weights(model, tmp_path / 'plain.safetensors'))
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path):
