@@ -1,4 +1,4 @@
-"""From an accepted run to what is committed: `figures/`, `figures/results.json`, and README's results table."""
+"""From an accepted run to what is committed: `figures/`, `figures/results.json`, RESULTS.md and README's headlines."""
 
 from __future__ import annotations
 
@@ -37,10 +37,31 @@ _RECORDS = [
 ]
 _INDEX = {plain_name: {'metric': str}}
 TABLE_START, TABLE_END = '<!-- results: start -->', '<!-- results: end -->'
+HEADLINES = {
+  'Exact': (
+    '00_tour/rule_violations',
+    '00_tour/wrong_parameter_counts',
+    '11_released_weights/stand_in_difference',
+  ),
+  'Learned': (
+    '02_perceiver_io_text/restored_own',
+    '03_perceiver_io_optical_flow/two_halves_percent_of_constant',
+    '05_perceiver_io_entity_sets/win_rate',
+    '07_perceiver_ar_music/test_nats_per_token',
+    '08_unified_io_ar/dates_exact',
+    '09_attention_maps/dates_read_mass',
+  ),
+  'Cost': (
+    '10_scaling_and_memory/longest_step_gigabytes',
+    '10_scaling_and_memory/time_exponent',
+    '10_scaling_and_memory/generation_speedup',
+  ),
+}
+"""What README shows of the results: by group, 'notebook/metric'."""
 
 
 def publish(run: Path, root: Path) -> list[str]:
-  """Copies the figures of an accepted run into `figures/`, merges its metrics into results.json, renews README's table.
+  """Copies the figures of an accepted run into `figures/`, merges its metrics into results.json, renews the tables.
 
   Records and figures of notebooks and profiles that the run does not hold stay as they are. Figures of a profile other
   than demo carry its name: `01_learning_curve.full.png`.
@@ -78,8 +99,9 @@ def publish(run: Path, root: Path) -> list[str]:
   order = list(PROFILES)
   rows = sorted(kept + fresh, key=lambda row: (row['notebook'], order.index(row['profile'])))
   write_json(target / 'results.json', rows)
+  write_text(root / 'RESULTS.md', results_page(rows))
   before, after = text.split(TABLE_START)[0], text.split(TABLE_END)[1]
-  write_text(readme, f'{before}{TABLE_START}\n{results_table(rows)}\n{TABLE_END}{after}')
+  write_text(readme, f'{before}{TABLE_START}\n{headlines(rows)}\n{TABLE_END}{after}')
   return written
 
 
@@ -128,22 +150,53 @@ def result_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
   ]
 
 
+def results_page(rows: Sequence[Mapping[str, Any]]) -> str:
+  """RESULTS.md: every record beside its baseline, the paper's value and its band, a table for each notebook's run."""
+  parts = [
+    '# Results',
+    "Written by `make figures`. Every number stands beside the strongest of its baselines and the paper's value. The "
+    'rows of a table come from one run, whose profile, seed, device, day and commit its first line names.',
+  ]
+  runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+  for row in rows:
+    runs.setdefault((row['notebook'], row['profile']), []).append(row)
+  for (notebook, profile), group in runs.items():
+    first = group[0]
+    stamp = (
+      f'{profile}, seed {first["seed"]}, {first["device"]}, {first["date"]}, commit {first["commit"] or "unknown"}'
+    )
+    command = f'make reproduce PROFILE={profile} ONLY={notebook.split("_")[0]}'
+    parts += [f'## [{literal(notebook)}](notebooks/{quote(notebook)}.ipynb)', f'{literal(stamp)}: `{command}`']
+    parts.append(results_table(group))
+  return '\n\n'.join(parts) + '\n'
+
+
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The records as a Markdown table: every number beside its baseline, the paper's value and its scale."""
-  columns = ('notebook', 'metric', 'measured', 'baseline', 'paper', 'band', 'profile, device')
+  """Records as a Markdown table."""
+  columns = ('metric', 'measured', 'baseline', 'paper', 'band')
   lines = []
   for row in rows:
-    baseline = '–'
-    if row['baseline'] is not None:
-      baseline = literal(f'{describe_number(row["baseline_value"], row["unit"])} ({row["baseline"]})')
-    cells = [
-      f'[{literal(row["notebook"].split("_")[0])}](notebooks/{quote(row["notebook"])}.ipynb)',
-      literal(row['metric'].replace('_', ' ')),
-      f'**{literal(describe_number(row["value"], row["unit"]))}**',
-      baseline,
-      literal(describe_paper(row)) or '–',
-      describe_band(row['band']) or '–',
-      literal(f'{row["profile"]}, {row["device"]}'),
-    ]
-    lines.append(cells)
+    measured, baseline = _beside(row)
+    paper, band = literal(describe_paper(row)) or '–', describe_band(row['band']) or '–'
+    lines.append([literal(row['metric'].replace('_', ' ')), measured, baseline, paper, band])
   return markdown(columns, lines)
+
+
+def headlines(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The records of `HEADLINES` that there are, of the demo profile, as README's table."""
+  found = {f'{row["notebook"]}/{row["metric"]}': row for row in rows if row['profile'] == 'demo'}
+  lines = []
+  for group, names in HEADLINES.items():
+    for row in (found[name] for name in names if name in found):
+      link = f'[{row["notebook"].split("_")[0]}](notebooks/{quote(row["notebook"])}.ipynb)'
+      lines.append([group, link, literal(row['metric'].replace('_', ' ')), *_beside(row)])
+      group = ''
+  return markdown(('', 'notebook', 'metric', 'measured', 'strongest baseline'), lines)
+
+
+def _beside(row: Mapping[str, Any]) -> tuple[str, str]:
+  """The measured value, and its strongest baseline in words."""
+  baseline = '–'
+  if row['baseline'] is not None:
+    baseline = literal(f'{describe_number(row["baseline_value"], row["unit"])} ({row["baseline"]})')
+  return f'**{literal(describe_number(row["value"], row["unit"]))}**', baseline

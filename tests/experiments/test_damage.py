@@ -43,7 +43,7 @@ def project(tmp_path):
 
 
 def published(project):
-  paths = [project / 'README.md', *sorted((project / 'figures').iterdir())]
+  paths = [project / 'README.md', project / 'RESULTS.md', *sorted((project / 'figures').iterdir())]
   return {path.name: path.read_bytes() for path in paths}
 
 

@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from perceiver_lib.experiments import report
+from perceiver_lib.experiments import report, results
 from perceiver_lib.experiments.accept import accept, history_file, read_history
+from perceiver_lib.experiments.bands import load_declarations
 from perceiver_lib.experiments.compare import compare_runs, spread_over
 from perceiver_lib.experiments.errors import RequestError
-from perceiver_lib.experiments.files import file_hash
+from perceiver_lib.experiments.files import file_hash, project_root
 from perceiver_lib.experiments.results import TABLE_END, TABLE_START, keep_weights, publish
 from perceiver_lib.experiments.wording import describe_number
 from perceiver_lib.files import read_json
@@ -93,10 +94,25 @@ def test_publishing_copies_figures_writes_records_and_renews_the_table(project):
     'seed': 3, 'device': 'CPU, 2 cores', 'date': '2026-01-02', 'commit': 'abc+',
   }  # fmt: skip
   assert second['metric'] == 'num_parameters' and second['value'] == 42135859
+  page = (project / 'RESULTS.md').read_text()
+  assert 'demo, seed 3, CPU, 2 cores, 2026-01-02, commit abc+: `make reproduce PROFILE=demo ONLY=01`' in page
+  assert '| accuracy | **97 %** | 10 % (majority class) | 78.0 (Table 2) | ≥ 95 |' in page
+  assert '| num parameters | **42,135,859** | – | 42,135,859 | – |' in page
+
+
+def test_readme_shows_the_headlines_that_there_are(project, monkeypatch):
+  monkeypatch.setattr(results, 'HEADLINES', {'Learned': ('01_images/accuracy', '04_none/accuracy'), 'Cost': ()})
+  publish(write_run(project / 'run'), project)
   readme = (project / 'README.md').read_text()
   assert readme.startswith('# Title\n') and readme.endswith('\nThe end.\n') and 'old' not in readme
-  assert '**97 %** | 10 % (majority class) | 78.0 (Table 2) | ≥ 95 | demo, CPU, 2 cores' in readme
-  assert '**42,135,859** | – | 42,135,859 | – |' in readme
+  row = '| Learned | [01](notebooks/01_images.ipynb) | accuracy | **97 %** | 10 % (majority class) |'
+  assert row in readme and readme.count('[01]') == 1
+
+
+def test_every_headline_is_a_declared_metric():
+  declared = load_declarations(project_root() / 'notebooks' / 'bands.json')
+  for notebook, metric in (name.split('/') for group in results.HEADLINES.values() for name in group):
+    assert metric in declared[notebook].metrics, (notebook, metric)
 
 
 def test_the_weights_that_the_index_names_are_kept_with_their_hash_and_score(tmp_path):
