@@ -126,7 +126,7 @@ def _name_decades(axes: Axes) -> None:
 
   low, high = axes.get_ylim()
   decades = LogLocator(subs=(1.0, 2.0, 5.0) if high < 1_000 * low else (1.0,), numticks=20)
-  axes.yaxis.set_major_locator(decades if high > 10 * low else MaxNLocator(5))
+  axes.yaxis.set_major_locator(decades if high > 10 * low else MaxNLocator(6, steps=[1, 2, 5, 10]))
   axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:,.0f}' if y >= 10 else f'{y:g}'))
   axes.yaxis.set_minor_locator(NullLocator())
 
