@@ -61,11 +61,6 @@ def with_plain_indices(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
   return {**batch, 'position': position}
 
 
-def bass_first(pieces: Pieces) -> Pieces:
-  """The same pieces with the voices upside down: a step is written bass, tenor, alto, soprano."""
-  return pieces | {name: pieces[name][..., ::-1] for name in ('pitch', 'onset')}
-
-
 # Scores.
 
 
@@ -98,6 +93,43 @@ def _scored(model: PerceiverAR, batch: Mapping[str, Array]) -> dict[str, tuple[A
   targets, scored = latent_targets(examples, logits)
   nats = cross_entropy(logits.values, targets, valid=scored, reduction='none')
   return {'nats_per_token': (nats, scored), 'accuracy': (metrics.correct(logits.values, targets), scored)}
+
+
+def nats_by_prefix(
+  model: PerceiverAR, pieces: Pieces, prefixes: Sequence[int], *, kept: int, num_steps: int, scored_steps: int
+) -> dict[str, dict[int, float]]:
+  """Nats per token of the last steps of whole windows, by how many time steps before them are seen.
+
+  Args:
+    prefixes: time steps; every one of them scores the same tokens.
+    kept: the control 'another piece' keeps so many steps before the scored ones; what is older is another piece's.
+    num_steps: of a window, and scored_steps, its last ones, at most a fourth of the latents.
+
+  Returns:
+    {'its own' or 'another piece': {steps that are seen: nats}}; the control needs more steps than are kept.
+
+  Raises:
+    ValueError: for a prefix that a window does not hold, or pieces without a whole window.
+  """
+  room = num_steps - scored_steps
+  if not all(1 <= steps <= room for steps in prefixes):
+    raise ValueError(f'A window of {num_steps} steps has 1 to {room} before those scored; got {list(prefixes)}.')
+  windows = music.evaluation_windows(pieces, num_steps, stride=scored_steps)
+  place, first = np.arange(windows['ids'].shape[1]), music.NUM_VOICES * room
+  whole = (windows['scored'] == (place >= first)).all(axis=1)
+  if not whole.any():
+    raise ValueError(f'None of these pieces has a whole window of {num_steps} time steps.')
+  windows = {name: array[whole] for name, array in windows.items()}
+  other = np.roll(windows['ids'], len(windows['ids']) // 2, axis=0)
+  found: dict[str, dict[int, float]] = {'its own': {}, 'another piece': {}}
+  for steps in prefixes:
+    seen = np.broadcast_to(place >= first - music.NUM_VOICES * steps, other.shape)
+    is_old = place < first - music.NUM_VOICES * kept
+    for name, ids in (('its own', windows['ids']), ('another piece', np.where(is_old, other, windows['ids']))):
+      if name == 'its own' or steps > kept:
+        batches = evaluation_batches(ArraySource(windows | {'ids': ids, 'valid': seen}), 16)
+        found[name][steps] = metrics.evaluate_dataset(model, _scored, batches)['nats_per_token']
+  return found
 
 
 def counterpoint(scores: Int[np.ndarray, 'b t 4'], step_in_bar: Int[np.ndarray, 'b t']) -> dict[str, float]:

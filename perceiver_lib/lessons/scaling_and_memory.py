@@ -1,29 +1,25 @@
-"""Notebook 10: one training step of several models at growing lengths, what one encoding is good for, and peers."""
+"""Notebook 10: one training step of several models at growing lengths, and what one encoding is good for."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from perceiver_lib.attention.caching import LatentWindow
 from perceiver_lib.blocks import LayerConfig
 from perceiver_lib.decoder import DecoderConfig
-from perceiver_lib.experiments.files import project_root
 from perceiver_lib.experiments.measuring import Call, compiled, exponent, in_turn, temporary_megabytes
 from perceiver_lib.experiments.tables import Table
 from perceiver_lib.experiments.wording import describe_spread
 from perceiver_lib.experiments.workers import Worker, answers_in_turn
-from perceiver_lib.files import read_json
 from perceiver_lib.flops import count_flops
 from perceiver_lib.generation.stream import GREEDY, generate
 from perceiver_lib.lessons import unified_io_ar
@@ -293,63 +289,3 @@ def tokens_a_second(
       amounts[name, context] = amount
   seconds = in_turn(calls, rounds)
   return {key: [amounts[key] / one for one in values] for key, values in seconds.items()}
-
-
-def explained_by_components(
-  train: UInt8[np.ndarray, 'n y x c'], new: UInt8[np.ndarray, 'v y x c'], numbers: Sequence[int]
-) -> dict[int, float]:
-  """Share of the variance of new images, in %, that so many principal components explain: the linear limit."""
-  flat, new_flat = (rearrange(part, 'n y x c -> n (y x c)').astype(np.float64) for part in (train, new))
-  mean = flat.mean(axis=0)
-  directions = np.linalg.svd(flat - mean, full_matrices=False)[2]
-  shares = np.square((new_flat - mean) @ directions.T).mean(axis=0) / np.square(new_flat - mean).mean(axis=0).sum()
-  return {number: 100.0 * float(shares[:number].sum()) for number in numbers}
-
-
-OURS = 'perceiver_lib'
-PEERS = ('Hugging Face', 'krasserm perceiver-io 0.11', 'lucidrains')
-"""Packages. Other contenders of a case are its parts, or this library with other settings."""
-Results = Mapping[str, Mapping[str, Any]]
-
-
-def committed_results(path: Path | None = None) -> Results:
-  """What the bench command wrote on some machine at some time, by case: `figures/bench.json` unless given."""
-  return read_json(path or project_root() / 'figures' / 'bench.json') or {}
-
-
-def ratios(results: Results) -> dict[str, tuple[str, list[float]]]:
-  """Name of a bar -> 'time' or 'peak memory', and ours over theirs (median, smallest, largest, or one number)."""
-  bars: dict[str, tuple[str, list[float]]] = {}
-  for case, peer, row in _peers(results):
-    if 'ratio' in row:
-      time = [row['ratio'][which] for which in ('median', 'smallest', 'largest')]
-      memory = results[case]['contenders'][OURS]['peak_gigabytes'] / row['peak_gigabytes']
-      bars[f'{case}, {peer}: time'] = ('time', time)
-      bars[f'{case}, {peer}: memory'] = ('peak memory of the process', [memory])
-  return bars
-
-
-def peers_table(results: Results) -> Table:
-  """A row for each peer of each case: seconds and gigabytes of both, or why there are none, and the machine's stamp."""
-  rows = []
-  for case, peer, row in _peers(results):
-    ours, stamp = results[case]['contenders'][OURS], results[case]['stamp']
-    when = f'{stamp["time"]}, {stamp["device"]}'
-    if 'ratio' not in row:
-      rows.append((case, peer, row.get('status', ours.get('status')), '', '', when))
-      continue
-    seconds = f'{ours["median_seconds"]:.3g} / {row["median_seconds"]:.3g}'
-    memory = f'{ours["peak_gigabytes"]:.2f} / {row["peak_gigabytes"]:.2f}'
-    rows.append((case, peer, seconds, describe_spread(**row['ratio'], form='.2f'), memory, when))
-  return Table(('case', 'peer', 'seconds, ours / theirs', 'ratio (spread)', 'GB, ours / theirs', 'measured'), rows)
-
-
-def _peers(results: Results) -> list[tuple[str, str, Mapping[str, Any]]]:
-  """Without the account of a step, whose row of a peer is in the plain case already."""
-  return [
-    (case, peer, row)
-    for case, result in results.items()
-    if OURS in result['contenders'] and not case.startswith('matmul-account')
-    for peer, row in result['contenders'].items()
-    if peer in PEERS
-  ]

@@ -1,4 +1,4 @@
-"""Cost against size: panels of measured lines with fits and predictions, and bars of ratios with their spread."""
+"""Cost against size: panels of measured lines with fits and predictions, and dots of ratios with their spread."""
 
 from __future__ import annotations
 
@@ -56,8 +56,6 @@ def cost_panels(panels: Sequence[Panel], *, title: str, columns: int = 2, height
   Raises:
     ValueError: without a panel or a line.
   """
-  from matplotlib.ticker import NullFormatter
-
   if not panels or not all(panel.lines for panel in panels):
     raise ValueError('Pass at least one panel, each with at least one line.')
   named = {name: line for panel in panels for name, line in panel.lines.items()}
@@ -75,9 +73,7 @@ def cost_panels(panels: Sequence[Panel], *, title: str, columns: int = 2, height
       axes.margins(y=0.12)
       if panel.log_y:
         axes.set_yscale('log')
-        low, high = axes.get_ylim()
-        axes.yaxis.set_major_formatter('{x:g}')
-        axes.yaxis.set_minor_formatter('{x:g}' if high < 8 * low else NullFormatter())
+        _name_decades(axes)
       else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
       axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
@@ -124,6 +120,17 @@ def _draw(axes: Axes, name: str, line: Line, index: int) -> None:
     )
 
 
+def _name_decades(axes: Axes) -> None:
+  """Ticks at powers of ten, more of them where less than three decades are shown, so that no axis has a single one."""
+  from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+  low, high = axes.get_ylim()
+  decades = LogLocator(subs=(1.0, 2.0, 5.0) if high < 1_000 * low else (1.0,), numticks=20)
+  axes.yaxis.set_major_locator(decades if high > 10 * low else MaxNLocator(6, steps=[1, 2, 5, 10]))
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:,.0f}' if y >= 10 else f'{y:g}'))
+  axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _name_powers(axes: Axes, sizes: Sequence[float]) -> None:
   """Ticks at some of the sizes, written as people say them: 64, 1k, 1M."""
   ticks = np.unique(sizes)
@@ -140,8 +147,8 @@ def size_name(size: float) -> str:
   return f'{size:g}'
 
 
-def ratio_bars(
-  values: Mapping[str, Sequence[float]],
+def ratio_dots(
+  rows: Mapping[str, Mapping[str, Sequence[float]]],
   *,
   title: str,
   x_label: str,
@@ -149,49 +156,52 @@ def ratio_bars(
   reference_label: str,
   tie: float | None = None,
   log: bool = False,
-  groups: Mapping[str, str] | None = None,
 ) -> Figure:
-  """Horizontal bars of the medians with the spread of each, against one vertical line.
+  """A row for each name, in it a dot for each kind of measurement, against one vertical line.
 
   Args:
-    values: name -> one value or several.
+    rows: name -> kind -> one value or several, drawn as their median with a whisker from end to end. The first kind has
+      its number above the dot, others below.
     reference: where the line stands; reference_label says what it is.
     tie: values within this factor of the reference are shaded as ties.
-    log: a logarithmic axis whose bars start at the reference.
-    groups: name -> the kind of measurement, by which bars are coloured and that the legend names.
+    log: a logarithmic axis.
 
   Raises:
-    ValueError: if there is no bar.
+    ValueError: if there is no row.
   """
-  if not values:
-    raise ValueError('Pass at least one value.')
-  groups = groups or {}
-  kinds = list(dict.fromkeys(groups.get(name, 'measured') for name in values))
+  if not rows:
+    raise ValueError('Pass at least one row.')
+  kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
   with theme.use_theme():
-    figure = theme.new_figure(0.36 * len(values) + 1.5, title=title)
+    figure = theme.new_figure(0.46 * len(rows) + 1.6, title=title)
     axes = figure.add_subplot()
-    for place, (name, value) in enumerate(values.items()):
-      middle, kind = float(np.median(value)), groups.get(name, 'measured')
-      left = reference if log else 0.0
-      colour = theme.PALETTE[kinds.index(kind)]
-      first = kind not in [groups.get(earlier, 'measured') for earlier in list(values)[:place]]
-      axes.barh(place, middle - left, 0.65, left=left, color=colour, label=kind if first else None)
-      axes.plot([min(value), max(value)], [place, place], color=theme.BLACK, linewidth=1.4)
-      axes.annotate(
-        f'{middle:.2f}', (max(*value, left), place), xytext=(6, 0), textcoords='offset points', va='center', fontsize=9
-      )
+    for number, kind in enumerate(kinds):
+      places = [place for place, row in enumerate(rows.values()) if kind in row]
+      values = [row[kind] for row in rows.values() if kind in row]
+      middle, style = np.array([np.median(value) for value in values]), {'color': theme.PALETTE[number]}
+      spread = np.array([(m - np.min(value), np.max(value) - m) for m, value in zip(middle, values, strict=True)]).T
+      axes.errorbar(middle, places, xerr=spread, fmt=_MARKERS[number], capsize=2.5, elinewidth=1.3, label=kind, **style)
+      above = {'xytext': (0, 5), 'va': 'bottom'} if number == 0 else {'xytext': (0, -5), 'va': 'top'}
+      for place, value in zip(places, middle, strict=True):
+        where = {'textcoords': 'offset points', 'ha': 'center', 'fontsize': 9}
+        axes.annotate(f'{value:.2f}', (value, place), **above, **where, **style)
     axes.axvline(reference, color=theme.BLACK, linestyle=(0, (4, 3)), linewidth=1.3, label=reference_label)
     if tie:
-      label = f'within {tie:g}x: a tie'
-      axes.axvspan(reference / tie, reference * tie, color=theme.PALE, zorder=0, label=label)
+      axes.axvspan(reference / tie, reference * tie, color=theme.PALE, zorder=0, label=f'within {tie:g}x: a tie')
     if log:
       axes.set_xscale('log', base=2)
       axes.xaxis.set_major_formatter('{x:g}')
-    axes.margins(x=0.12)
-    axes.set_yticks(range(len(values)), [textwrap.fill(name, 46) for name in values])
+    else:
+      axes.set_xlim(left=0.0)
+    axes.margins(x=0.06, y=0.06)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 42) for name in rows])
     axes.invert_yaxis()
     axes.tick_params(axis='y', length=0)
+    axes.grid(axis='y', color=theme.PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.set_xlabel(x_label)
-    figure.legend(loc='outside lower left', ncols=3)
-  parts = ', '.join(f'{name} {np.median(value):.2f}' for name, value in values.items())
+    figure.legend(loc='outside lower left', ncols=4)
+  parts = ', '.join(
+    f'{name}, {kind} {np.median(value):.2f}' for name, row in rows.items() for kind, value in row.items()
+  )
   return theme.describe(figure, f'{title}. {x_label}: {parts}. Line: {reference_label}, {reference:g}.')

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from perceiver_lib import __main__ as command_line
-from perceiver_lib.experiments.bench import cases, harness
+from perceiver_lib.experiments.bench import cases, committed, harness
 from perceiver_lib.experiments.bench.harness import Case, Contender
 from perceiver_lib.experiments.workers import Worker
 
@@ -98,3 +98,42 @@ def test_the_list_shows_sizes_and_contenders(capsys):
   text = capsys.readouterr().out
   assert '201,108,230 parameters' in text and 'krasserm perceiver-io 0.11' in text
   assert all(name in text for name in cases.CASES)
+
+
+def result_of(**contenders):
+  stamp = {'time': '2026-01-02 03:04', 'device': 'CPU, 2 cores'}
+  return {'title': '', 'stamp': stamp, 'contenders': contenders}
+
+
+def test_ratios_to_peers_and_what_has_none(tmp_path):
+  ours = {'median_seconds': 1.0, 'peak_gigabytes': 0.5}
+  theirs = {
+    'median_seconds': 2.0,
+    'peak_gigabytes': 5.0,
+    'ratio': {'median': 0.5, 'smallest': 0.4, 'largest': 0.6},
+  }
+  others = {'lucidrains': theirs, 'Hugging Face': {'status': 'not installed'}, 'ours in parts': theirs}
+  results = {
+    'wide-64k-train (this run)': result_of(perceiver_lib=ours, **others),
+    'ar-generate': result_of(perceiver_lib=ours, lucidrains=theirs),
+    'matmul-account-train': result_of(perceiver_lib=ours, lucidrains=theirs),
+    'matmul': result_of(jax=ours, torch=theirs),
+  }
+  path = tmp_path / 'bench.json'
+  path.write_text(json.dumps(results))
+  read = committed.committed_results(path)
+  assert committed.ratios(read) == {
+    '65,536 wide inputs: training (this run), lucidrains': {
+      'time': [0.5, 0.4, 0.6],
+      'peak memory of the process': [0.1],
+    }
+  }
+  text = str(committed.peers_table(read))
+  assert (
+    '| 65,536 wide inputs: training (this run) | Hugging Face | not installed |' in text
+    and '| lucidrains (no cache) |' in text
+    and 'parts' not in text
+    and 'matmul' not in text
+    and '2026-01-02 03:04' in text
+  )
+  assert committed.committed_results(tmp_path / 'nowhere.json') == {}

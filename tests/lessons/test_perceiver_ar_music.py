@@ -121,10 +121,19 @@ def test_a_piece_that_is_too_short_is_refused(pieces):
     lesson.opening_of(pieces.arrays, np.array([0, 1]), 25)
 
 
-def test_upside_down_is_the_same_music(pieces):
-  flipped = lesson.bass_first(pieces.arrays)
-  np.testing.assert_array_equal(flipped['pitch'][..., 0], pieces.arrays['pitch'][..., 3])
-  np.testing.assert_array_equal(lesson.bass_first(flipped)['onset'], pieces.arrays['onset'])
+def test_a_whole_prefix_scores_as_ever_and_another_piece_s_is_another(pieces):
+  model = model_of(4 * 39)
+  found = lesson.nats_by_prefix(model, pieces.arrays, (1, 8, 20), kept=8, num_steps=24, scored_steps=4)
+  assert list(found['its own']) == [1, 8, 20] and list(found['another piece']) == [20]
+  windows = music.evaluation_windows(pieces.arrays, 24, stride=4)
+  whole = windows['scored'][:, -16:].all(1) & (windows['scored'].sum(1) == 16)
+  examples = examples_of({name: array[whole] for name, array in windows.items()})
+  values = np.asarray(outputs(model, examples.inputs).values, np.float64)[:, -16:]
+  targets = np.take_along_axis(values, np.asarray(examples.targets)[:, -16:, None], axis=-1)[..., 0]
+  assert found['its own'][20] == pytest.approx((np.log(np.exp(values).sum(-1)) - targets).mean(), rel=1e-5)
+  assert found['another piece'][20] != pytest.approx(found['its own'][20], rel=1e-5)
+  with pytest.raises(ValueError, match='1 to 20 before those scored'):
+    lesson.nats_by_prefix(model, pieces.arrays, (21,), kept=8, num_steps=24, scored_steps=4)
 
 
 def test_plain_indices_say_where_a_token_stands_and_nothing_else(pieces):

@@ -1,8 +1,6 @@
-"""Notebook 10: exponents, counted operations, what each model's step is, and how measurements are read."""
+"""Notebook 10: exponents, counted operations, and what each model's step is."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
@@ -61,44 +59,3 @@ def test_questions_to_one_encoding_and_decoding_in_chunks():
   assert set(seconds) == {(name, k) for name in ('encoded once', 'whole calls') for k in (1, 2)}
   at_once, in_chunks = lesson.decoding_megabytes((13,)).values()
   assert at_once[0] > 2 * in_chunks[0]
-
-
-def test_components_explain_more_the_more_there_are():
-  images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), np.uint8)
-  explained = lesson.explained_by_components(images[:20], images[20:], [1, 4, 16])
-  assert explained[1] < explained[4] < explained[16] == pytest.approx(100.0)
-
-
-def result_of(**contenders):
-  stamp = {'time': '2026-01-02 03:04', 'device': 'CPU, 2 cores'}
-  return {'title': '', 'stamp': stamp, 'contenders': contenders}
-
-
-def test_ratios_to_peers_and_what_has_none(tmp_path):
-  ours = {'median_seconds': 1.0, 'peak_gigabytes': 0.5}
-  theirs = {
-    'median_seconds': 2.0,
-    'peak_gigabytes': 5.0,
-    'ratio': {'median': 0.5, 'smallest': 0.4, 'largest': 0.6},
-  }
-  others = {'lucidrains': theirs, 'Hugging Face': {'status': 'not installed'}, 'ours in parts': theirs}
-  results = {
-    'long': result_of(perceiver_lib=ours, **others),
-    'matmul-account-train': result_of(perceiver_lib=ours, lucidrains=theirs),
-    'matmul': result_of(jax=ours, torch=theirs),
-  }
-  path = tmp_path / 'bench.json'
-  path.write_text(json.dumps(results))
-  read = lesson.committed_results(path)
-  assert lesson.ratios(read) == {
-    'long, lucidrains: time': ('time', [0.5, 0.4, 0.6]),
-    'long, lucidrains: memory': ('peak memory of the process', [0.1]),
-  }
-  text = str(lesson.peers_table(read))
-  assert (
-    '| long | Hugging Face | not installed |' in text
-    and 'parts' not in text
-    and 'matmul' not in text
-    and '2026-01-02 03:04' in text
-  )
-  assert lesson.committed_results(tmp_path / 'nowhere.json') == {}
