@@ -59,7 +59,7 @@ class AsPicture(nnx.Module):
 def picture_models(
   adapter: FeatureAdapterConfig, image_shape: tuple[int, int, int], num_classes: int, seed: int
 ) -> dict[str, nnx.Module]:
-  """A ViT on a grid of about 4x4 patches and a CNN; both get what a Perceiver's read gets, position included."""
+  """A ViT on a grid of 4x4 patches or a little finer, and a CNN; both get what the Perceiver reads, places included."""
   height, width, _ = image_shape
   sides = math.gcd(height, width)
   patch_size = max(size for size in range(1, max(1, height // 4) + 1) if sides % size == 0)
