@@ -25,24 +25,23 @@ def test_pixels_become_minus_one_to_one_beside_their_position():
   np.testing.assert_array_equal(channels[0, :, 3:], channels[1, :, 3:])
 
 
-def test_patches_keep_row_column_channel_order():
-  tokens = pixel_tokens(IMAGES, patch_size=2)
-  assert tokens.values.shape == (2, 6, 12)
-  np.testing.assert_array_equal(tokens.values[1, 1], IMAGES[1, 0:2, 2:4].reshape(-1))
-  np.testing.assert_array_equal(tokens.position[0, 1], [-1, 1])
-  with pytest.raises(ValueError, match='sides that 4 divides; got \\(2, 6, 4, 3\\)'):
-    pixel_tokens(IMAGES, patch_size=4)
+def test_pixels_keep_row_column_order():
+  tokens = pixel_tokens(IMAGES)
+  np.testing.assert_array_equal(tokens.values[1, 4 + 3], IMAGES[1, 1, 3])
+  np.testing.assert_allclose(tokens.position[0, 4 + 3], [-1 + 2 / 5, 1], atol=1e-6)
+  with as_users_call(), pytest.raises(ValueError, match='height, width, channels'):
+    pixel_tokens(IMAGES[0])
 
 
 def test_learned_positions_are_rows_of_the_table():
-  config = pixel_adapter((6, 4, 3), patch_size=2, num_position_channels=7)
+  config = pixel_adapter((6, 4, 3), num_position_channels=7)
   adapter = config.build(nnx.Rngs(0))
-  tokens = pixel_tokens(IMAGES, patch_size=2, integer_positions=True)
+  tokens = pixel_tokens(IMAGES, integer_positions=True)
   channels = adapter(tokens)
-  assert channels.shape[-1] == config.num_channels == 12 + 7
-  np.testing.assert_array_equal(channels[0, :, 12:], adapter.position.table[...])
+  assert channels.shape[-1] == config.num_channels == 3 + 7
+  np.testing.assert_array_equal(channels[0, :, 3:], adapter.position.table[...])
   with as_users_call(), pytest.raises(ValueError, match='needs integer positions'):
-    adapter(pixel_tokens(IMAGES, patch_size=2))
+    adapter(pixel_tokens(IMAGES))
 
 
 def test_either_kind_of_position_must_be_chosen():

@@ -1,4 +1,4 @@
-"""Images as bytes: every pixel, or every small patch, is a token that knows nothing but its values and its place."""
+"""Images as bytes: every pixel is a token that knows nothing but its values and its place."""
 
 from __future__ import annotations
 
@@ -11,33 +11,24 @@ from perceiver_lib.positions import FourierFeatures, grid, indices
 from perceiver_lib.tokens import Tokens
 
 
-def pixel_tokens(images: Num[Array, 'b y x c'], *, patch_size: int = 1, integer_positions: bool = False) -> Tokens:
-  """Raw tokens, one a patch, in row-major order.
+def pixel_tokens(images: Num[Array, 'b y x c'], *, integer_positions: bool = False) -> Tokens:
+  """Raw tokens, one a pixel, in row-major order.
 
   Args:
     images: bytes 0..255 or floats; the adapter scales them.
-    patch_size: 1 = one token a pixel; otherwise the values of a token are its patch in row, column, channel order.
     integer_positions: row and column numbers, for learned tables, in place of coordinates in [-1, 1].
 
   Raises:
-    ValueError: if the patches do not tile the image.
+    ValueError: for anything but a batch of images.
   """
-  if images.ndim != 4 or images.shape[1] % patch_size or images.shape[2] % patch_size:
-    raise ValueError(
-      f'Images must be [batch, height, width, channels] with sides that {patch_size} divides; got {images.shape}.'
-    )
-  values = rearrange(images, 'b (y i) (x j) c -> b (y x) (i j c)', i=patch_size, j=patch_size)
-  cells = (images.shape[1] // patch_size, images.shape[2] // patch_size)
-  position = indices(cells) if integer_positions else grid(cells)
-  return Tokens(values=values, position=jnp.asarray(position)[None])
+  if images.ndim != 4:
+    raise ValueError(f'Images must be [batch, height, width, channels]; got {images.shape}.')
+  position = (indices if integer_positions else grid)(images.shape[1:3])
+  return Tokens(values=rearrange(images, 'b y x c -> b (y x) c'), position=jnp.asarray(position)[None])
 
 
 def pixel_adapter(
-  image_shape: tuple[int, int, int],
-  *,
-  patch_size: int = 1,
-  num_bands: int | None = None,
-  num_position_channels: int | None = None,
+  image_shape: tuple[int, int, int], *, num_bands: int | None = None, num_position_channels: int | None = None
 ) -> FeatureAdapterConfig:
   """The adapter for `pixel_tokens` of byte images: values in [-1, 1] beside Fourier features or a learned table.
 
@@ -51,10 +42,10 @@ def pixel_adapter(
   """
   if (num_bands is None) == (num_position_channels is None):
     raise ValueError('Give either num_bands (Fourier features) or num_position_channels (a learned table).')
-  cells = (image_shape[0] // patch_size, image_shape[1] // patch_size)
+  *cells, channels = image_shape
   position = (
-    LearnedPositions(shape=cells, num_channels=num_position_channels)
+    LearnedPositions(shape=tuple(cells), num_channels=num_position_channels)
     if num_bands is None
-    else FourierFeatures(num_bands=num_bands, max_resolution=cells)
+    else FourierFeatures(num_bands=num_bands, max_resolution=tuple(cells))
   )
-  return FeatureAdapterConfig(num_values=patch_size**2 * image_shape[2], scale=2 / 255, shift=-1.0, position=position)
+  return FeatureAdapterConfig(num_values=channels, scale=2 / 255, shift=-1.0, position=position)
