@@ -162,15 +162,16 @@ def advance(battle: Battle, orders: Int[Array, 'u'], noise: Float[Array, 'subste
   way = jnp.asarray(DIRECTIONS)[jnp.minimum(orders, STOP)] * (jnp.asarray(SPEED)[kind] * SECONDS)[:, None]
   attacks = orders >= ATTACK
   target = jnp.where(attacks, orders - ATTACK, number)
-  aimed = (target[:, None] == number[None]) * jnp.asarray(DAMAGE)[kind][:, None]
-  reach, reload = jnp.asarray(RANGE)[kind], jnp.asarray(COOLDOWN)[kind]
+  aimed = target[:, None] == number[None]
+  damage, reach, reload = (jnp.asarray(of_kind)[kind] for of_kind in (DAMAGE, RANGE, COOLDOWN))
 
   def small_step(units: Units, noise: Float[Array, 'u']) -> tuple[Units, None]:
     alive = units.alive
     distance = jnp.sqrt(((units.position - units.position[target]) ** 2).sum(-1))
     shoots = attacks & (target != number) & alive & alive[target] & (distance < reach) & (units.cooldown <= 0)
     position = jnp.where(alive[:, None], jnp.clip(units.position + way, 0, SIDE), units.position)
-    health = jnp.maximum(units.health - (aimed * shoots[:, None]).sum(0), 0.0)
+    harm = jnp.where(aimed & shoots[:, None], damage[:, None], 0.0).sum(0)
+    health = jnp.maximum(units.health - harm, 0.0)
     at_wall = ((position <= 0) | (position >= SIDE)).any(-1)
     cooldown = jnp.where(shoots, reload + noise * SECONDS, units.cooldown - SECONDS)
     moved = dataclasses.replace(units, position=position, health=jnp.where(at_wall, 0.0, health), cooldown=cooldown)
@@ -186,7 +187,8 @@ def _pushed_apart(units: Units) -> Units:
   right, up = x[:, None] - x[None], y[:, None] - y[None]
   radius, alive = jnp.asarray(RADIUS)[units.kind], units.alive
   distance = jnp.sqrt(right**2 + up**2) + jnp.eye(len(x)) + 1e-6
-  overlap = jax.nn.relu((radius[:, None] + radius[None]) / distance - 1) * (alive[:, None] & alive[None])
+  overlap = jax.nn.relu((radius[:, None] + radius[None]) / distance - 1)
+  overlap = jnp.where(alive[:, None] & alive[None], overlap, 0.0)
   push = jnp.stack([(right * overlap).sum(1), (up * overlap).sum(1)], -1) / 2
   return dataclasses.replace(units, position=units.position + push)
 
@@ -221,8 +223,8 @@ def bot_orders(battle: Battle) -> tuple[Bool[Array, 'u'], Int[Array, 'u'], Float
   same = jnp.take_along_axis(allowed, jnp.maximum(battle.shot_at, 0)[:, None], 1)[:, 0] & (battle.shot_at >= 0)
   target = jnp.where(same, battle.shot_at, jnp.argmin(jnp.where(allowed, distance, jnp.inf), -1))
   seen = foes(units) & (distance < jnp.asarray(SIGHT)[units.kind][:, None])
-  count = seen.sum(-1, keepdims=True)
-  chase = (jax.nn.one_hot(heading(vector), 4) * seen[..., None]).sum(1) / jnp.maximum(count, 1)
+  count = seen.sum(-1, keepdims=True, dtype=jnp.float32)
+  chase = jnp.where(seen[..., None], jax.nn.one_hot(heading(vector), 4), 0.0).sum(1) / jnp.maximum(count, 1)
   home = jax.nn.one_hot(heading(SIDE - battle.start - units.position), 4)
   return allowed.any(-1), target, jnp.where(count > 0, chase, home)
 
@@ -240,7 +242,7 @@ def expert(units: Units) -> Int[Array, 'u']:
   Without one it walks towards the nearest foe of the field, seen or not.
   """
   distance, allowed = distances(units)[1], targets(units)
-  fire = (allowed * jnp.asarray(DAMAGE)[units.kind][:, None]).sum(0)
+  fire = jnp.where(allowed, jnp.asarray(DAMAGE)[units.kind][:, None], 0.0).sum(0)
   falls = (units.health / jnp.maximum(fire, 1))[None] + 0.001 * distance
   return shoot_or_walk(units, falls, towards=nearest_foe(units))
 
@@ -320,7 +322,7 @@ def _turn(
 
   following, (orders, ended, result) = jax.vmap(one)(battles, orders, chance, fresh)
   turn = Turn(battles=battles, number=number, orders=orders, ended=ended, outcome=result)
-  return following, number + ended, turn
+  return following, number + ended.astype(jnp.int32), turn
 
 
 def fight(
@@ -375,7 +377,7 @@ def load(
   if not path.exists():
     with replacing(path) as aside:
       np.savez(aside, **_demonstrations(seed=seed, **settings))
-  with naming_damage(path), np.load(path) as file:
+  with naming_damage(path), path.open('rb') as opened, np.load(opened) as file:
     arrays = dict(file)
   won, ended = arrays.pop('won'), arrays.pop('ended')
   names, sizes = np.unique(arrays['battle'], return_counts=True)
@@ -422,8 +424,9 @@ def _demonstrations(*, num_units: int, num_states: int, num_lanes: int, seed: in
 
 
 def units_of(batch: Mapping[str, Any]) -> Units:
-  """The units of a batch of demonstrations."""
-  return Units(**{field.name: batch[field.name] for field in dataclasses.fields(Units)})
+  """The units of a batch of demonstrations, as those of a battle are."""
+  arrays = {field.name: jnp.asarray(batch[field.name]) for field in dataclasses.fields(Units)}
+  return Units(**arrays | {name: arrays[name].astype(jnp.int32) for name in ('kind', 'team')})
 
 
 def mirrored(batch: Batch, random: np.random.Generator) -> Batch:

@@ -108,6 +108,12 @@ def commanded(units: Units) -> Bool[AnyArray, '*b u']:
   return units.alive & (units.team == 0)
 
 
+@jax.jit
+def walking(units: Units) -> Bool[Array, 'b u']:
+  """The commanded units that have nobody in range, and so have to move."""
+  return commanded(units) & ~jax.vmap(targets)(units).any(-1)
+
+
 def clone(model: nnx.Module, read: Read = together) -> Policy:
   """A policy: the order with the highest score, for every unit at once."""
   graphdef, state = nnx.split(model)
@@ -231,38 +237,47 @@ def reads(model: nnx.Module, units: Units) -> Float[np.ndarray, 'b u u']:
   return np.asarray(attention_rollout(maps))
 
 
-def remove_a_foe(policy: Policy, rule: Callable[[Units], Int[Array, 'u']], units: Units) -> dict[str, float]:
+def remove_a_foe(
+  policy: Policy, rule: Callable[[Units], Int[Array, 'u']], units: Units, *, batch_size: int
+) -> dict[str, float]:
   """What a unit that walks does when one foe is taken from the field, in percent of such units, one a battle.
 
   Args:
     rule: the expert's, for which nothing but the nearest foe counts.
     units: a batch of battles; those without a walking unit, or with a single foe, do not count.
+    batch_size: battles at a time; it divides them.
 
   Returns:
     'followed': its order is the expert's new one, where that is changed by taking the nearest foe; 'stayed': its order
     is the old one in these cases; 'farthest': its order is changed by taking the farthest foe.
   """
-  _, distance = jax.vmap(distances)(units)
-  against = jax.vmap(foes)(units)
-  walks = commanded(units) & ~jax.vmap(targets)(units).any(-1) & (against.sum(-1) > 1)
-  battles, who = jnp.arange(len(walks)), jnp.argmax(walks, -1)
-  away, possible = distance[battles, who], against[battles, who]
-  ruled = policy_of(rule)
-
-  def orders_without(gone: Int[Array, 'b'] | None) -> tuple[np.ndarray, ...]:
-    health = units.health if gone is None else units.health.at[battles, gone].set(0.0)
-    left = dataclasses.replace(units, health=health)
-    nobody = jnp.full(left.kind.shape, -1, jnp.int32)
-    battle = Battle(units=left, start=left.position, shot_at=nobody, step=jnp.zeros(len(who), jnp.int32))
-    return tuple(np.asarray(say(battle, jax.random.key(0))[battles, who]) for say in (policy, ruled))
-
-  counts = np.asarray(walks.any(-1))
-  own, expert = orders_without(None)
-  own_near, expert_near = orders_without(jnp.where(possible, away, jnp.inf).argmin(-1))
-  own_far, _ = orders_without(jnp.where(possible, away, -jnp.inf).argmax(-1))
+  ruled, parts = policy_of(rule), []
+  for start in range(0, len(units.kind), batch_size):
+    part = jax.tree.map(lambda leaf, start=start: leaf[start : start + batch_size], units)
+    counts, who, lefts = _without_a_foe(part)
+    battles = [Battle(units=left, start=left.position, shot_at=-1 + 0 * left.kind, step=0 * who) for left in lefts]
+    rows = np.arange(len(who)), np.asarray(who)
+    said = [np.asarray(say(battle, jax.random.key(0)))[rows] for say in (policy, ruled) for battle in battles]
+    parts.append([np.asarray(counts), *said])
+  counts, own, own_near, own_far, expert, expert_near, _ = (
+    np.concatenate(column) for column in zip(*parts, strict=True)
+  )
   turned = counts & (expert != expert_near)
   return {
     'followed': 100 * float((own_near == expert_near)[turned].mean()),
     'stayed': 100 * float((own_near == own)[turned].mean()),
     'farthest': 100 * float((own_far != own)[counts].mean()),
   }
+
+
+@jax.jit
+def _without_a_foe(units: Units) -> tuple[Bool[Array, 'b'], Int[Array, 'b'], list[Units]]:
+  """Whether a battle counts, the first unit that walks, and the units: all, without its nearest, its farthest foe."""
+  _, distance = jax.vmap(distances)(units)
+  against = jax.vmap(foes)(units)
+  walks = walking(units) & (against.sum(-1) > 1)
+  battles, who = jnp.arange(len(walks)), jnp.argmax(walks, -1)
+  away, possible = distance[battles, who], against[battles, who]
+  gone = jnp.where(possible, away, jnp.inf).argmin(-1), jnp.where(possible, away, -jnp.inf).argmax(-1)
+  left = [dataclasses.replace(units, health=units.health.at[battles, foe].set(0.0)) for foe in gone]
+  return walks.any(-1), who, [units, *left]
