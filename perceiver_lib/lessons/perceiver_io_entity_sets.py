@@ -147,14 +147,22 @@ def _metrics(read: Read) -> Callable:
   return metrics
 
 
-def score_rule(rule: Callable[[Units], Int[Array, 'u']], source: Source, *, batch_size: int = 128) -> dict[str, float]:
-  """`score_model` for a rule, without 'nats'."""
+def score_rules(
+  rules: Mapping[str, Callable[[Units], Int[Array, 'u']]], source: Source, *, batch_size: int = 128
+) -> dict[str, dict[str, float]]:
+  """`score_model` for rules by name, without 'nats'."""
 
   def metrics(model: nnx.Module, batch: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     units, orders = units_of(batch), batch['orders'].astype(jnp.int32)
-    return _by_kind((jax.vmap(rule)(units) == orders).astype(jnp.float32), units, orders)
+    found = {}
+    for name, rule in rules.items():
+      right = (jax.vmap(rule)(units) == orders).astype(jnp.float32)
+      found |= {f'{name}/{kind}': pair for kind, pair in _by_kind(right, units, orders).items()}
+    return found
 
-  return evaluate_dataset(nnx.Module(), metrics, evaluation_batches(source, batch_size))
+  # One program for all of them.
+  means = evaluate_dataset(nnx.Module(), metrics, evaluation_batches(source, batch_size))
+  return {name: {kind: means[f'{name}/{kind}'] for kind in ('orders', 'moves', 'targets')} for name in rules}
 
 
 def _by_kind(right: Float[Array, 'b u'], units: Units, orders: Int[Array, 'b u']) -> dict[str, tuple[Array, Array]]:
@@ -233,8 +241,7 @@ def comparison(rows: Mapping[str, Mapping[str, float]], headings: Mapping[str, s
 
 def reads(model: nnx.Module, units: Units) -> Float[np.ndarray, 'b u u']:
   """How much of unit j is in the answer to unit i, by the rollout of all attentions; rows of the living sum to 1."""
-  _, maps = jax.jit(capture_attention(model))(unit_tokens(units))
-  return np.asarray(attention_rollout(maps))
+  return np.asarray(jax.jit(lambda tokens: attention_rollout(capture_attention(model)(tokens)[1]))(unit_tokens(units)))
 
 
 def remove_a_foe(

@@ -82,10 +82,9 @@ def test_the_expert_has_all_orders_right_and_who_stops_none_of_the_moves(units):
   orders = jax.vmap(skirmish.expert)(units)
   arrays = {name: np.asarray(getattr(units, name)) for name in ('position', 'health', 'cooldown', 'kind', 'team')}
   source = ArraySource(arrays | {'orders': np.asarray(orders, np.int16)})
-  expert = lesson.score_rule(skirmish.expert, source, batch_size=24)
-  assert set(expert.values()) == {100.0}
-  stopped = lesson.score_rule(lambda one: jnp.full(6, skirmish.STOP), source, batch_size=24)
-  assert set(stopped.values()) == {0.0}
+  rules = {'expert': skirmish.expert, 'stop': lambda one: jnp.full(6, skirmish.STOP)}
+  scores = lesson.score_rules(rules, source, batch_size=24)
+  assert set(scores['expert'].values()) == {100.0} and set(scores['stop'].values()) == {0.0}
 
 
 def test_taking_the_nearest_foe_turns_the_expert_and_nobody_who_stops(units):
