@@ -34,8 +34,8 @@ from perceiver_lib.data.skirmish import (
   legal_orders,
   targets,
   turns,
-  units_of,
 )
+from perceiver_lib.data.skirmish_demonstrations import units_of
 from perceiver_lib.experiments.tables import Table
 from perceiver_lib.models.perceiver_io import PerceiverIO
 from perceiver_lib.tokens import AnyArray, Tokens

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from perceiver_lib.baselines import skirmish as rules
-from perceiver_lib.data import skirmish
+from perceiver_lib.data import skirmish, skirmish_demonstrations
 from perceiver_lib.data.skirmish import ATTACK, KINDS, STOP, Battle, Units
 
 MARINE, STALKER, ZEALOT = (KINDS.index(name) for name in ('marine', 'stalker', 'zealot'))
@@ -148,22 +148,22 @@ def test_units_are_a_set_and_the_dead_are_not_in_it():
 
 def test_demonstrations_are_the_experts_split_by_battle_kept_and_mirrored(tmp_path):
   settings = dict(num_units=2, num_states=400, num_lanes=8, seed=1, data_dir=tmp_path)
-  data = skirmish.load(**settings)
+  data = skirmish_demonstrations.load(**settings)
   splits = (data.train, data.validation, data.test)
   battles = [set(split.arrays['battle'].tolist()) for split in splits]
   assert sum(map(len, battles)) == len(set.union(*battles)) and sum(map(len, splits)) == 400
-  for change in (lambda batch: batch, lambda batch: skirmish.mirrored(batch, np.random.default_rng(0))):
+  for change in (lambda batch: batch, lambda batch: skirmish_demonstrations.mirrored(batch, np.random.default_rng(0))):
     batch = change(data.train.arrays)
-    units = skirmish.units_of(batch)
+    units = skirmish_demonstrations.units_of(batch)
     counts = np.asarray(units.alive & (units.team == 0))
     assert (np.asarray(jax.vmap(expert)(units)) == batch['orders'])[counts].all()
   [kept] = (tmp_path / 'skirmish').iterdir()
   stamp = kept.stat().st_mtime_ns
-  again = skirmish.load(**settings)
+  again = skirmish_demonstrations.load(**settings)
   assert again.provenance == data.provenance and kept.stat().st_mtime_ns == stamp
   kept.write_bytes(kept.read_bytes()[:1000])
   with pytest.raises(ValueError, match='is damaged'):
-    skirmish.load(**settings)
+    skirmish_demonstrations.load(**settings)
 
 
 def test_policies_fight_as_many_battles_as_were_asked_for_from_the_same_starts():
