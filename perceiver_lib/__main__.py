@@ -16,15 +16,7 @@ from perceiver_lib.experiments.files import project_root
 from perceiver_lib.experiments.profiles import PROFILES
 from perceiver_lib.files import DamagedFile
 
-_EXIT_CODES = f"""exit codes:
-  {errors.EXIT_OK}    every notebook is complete: all cells, metrics in their bands, figures
-  {errors.EXIT_NOTEBOOK_FAILED}    a notebook failed (or several, in different ways)
-  {errors.EXIT_BAD_REQUEST}    the request can't be carried out; nothing was started
-  {errors.EXIT_CANNOT_WRITE}    the run's folder can't be written
-  {errors.EXIT_TIME_LIMIT}    a notebook reached its time limit
-  {errors.EXIT_KERNEL_DIED}    a kernel died
-  {errors.EXIT_INTERRUPTED}  interrupted; continue with --resume
-"""
+_EXIT_CODES = 'exit codes:\n' + ''.join(f'  {code:<4} {means}\n' for code, (means, _) in errors.EXIT_CODES.items())
 
 
 def list_notebooks(arguments: argparse.Namespace) -> int:

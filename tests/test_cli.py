@@ -11,9 +11,11 @@ import pytest
 
 import perceiver_lib
 from perceiver_lib import __main__ as command_line
-from perceiver_lib.experiments import report, runner
+from perceiver_lib.experiments import errors, report, runner
 from perceiver_lib.experiments.bench import harness
 from perceiver_lib.experiments.environment import kernel_environment
+from perceiver_lib.experiments.files import project_root
+from perceiver_lib.experiments.tables import markdown
 from perceiver_lib.pretrained import RELEASED
 from tests.experiments.sequence import GOOD, write_notebook
 from tests.pretrained.golden_files import golden
@@ -243,3 +245,12 @@ def test_the_command_lists_converts_and_verifies(tmp_path, capsys):
   weights.symlink_to(as_in_the_hubs_cache)
   assert call('pretrained', 'verify', tmp_path / 'new') == 2
   assert 'where the hub has 0000' in capsys.readouterr().err
+
+
+def test_readme_and_the_help_say_what_each_exit_code_means():
+  readme = (project_root() / 'README.md').read_text()
+  assert (
+    markdown(('exit code', 'what happened', 'what to do'), [(c, *w) for c, w in errors.EXIT_CODES.items()]) in readme
+  )
+  codes = {value for name, value in vars(errors).items() if name.startswith('EXIT_') and isinstance(value, int)}
+  assert codes - set(errors.EXIT_CODES) == {errors.EXIT_BROKEN_PIPE}
