@@ -31,7 +31,7 @@ def stills(film: Mapping[str, np.ndarray], *, title: str, count: int = 4) -> Fig
   """
   moments = np.linspace(0, len(film['health']) - 1, count).round().astype(int)
   with theme.use_theme():
-    figure = theme.new_figure(theme.NOTEBOOK_WIDTH / count + 1.1, title=title)
+    figure = theme.new_figure(theme.NOTEBOOK_WIDTH / count + 0.8, title=title)
     left = []
     for axes, moment in zip(figure.subplots(1, count), moments, strict=True):
       now = {name: array[moment] for name, array in film.items()}
