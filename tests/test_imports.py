@@ -72,7 +72,7 @@ def test_a_file_imports_only_what_stands_below_it():
 
 
 def test_the_tests_of_the_core_know_no_lesson_and_no_experiment():
-  own = ('lessons', 'experiments', 'test_notebooks.py', 'test_cli.py')
+  own = ('lessons', 'experiments', 'test_notebooks.py', 'test_cli.py', 'soak.py', 'test_soak.py')
   for path in TESTS.rglob('*.py'):
     if path.relative_to(TESTS).parts[0] not in own:
       assert not ABOVE & set(imported(path)), f'{path.relative_to(TESTS)} imports what stands above the core'
