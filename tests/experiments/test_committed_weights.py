@@ -18,7 +18,7 @@ from perceiver_lib.positions import SinusoidalPositions
 from perceiver_lib.training.mirrored_copy import copy_accuracy
 from perceiver_lib.training.weights import load_record, load_weights
 
-NOTEBOOKS = Path(__file__).parents[1] / 'notebooks'
+NOTEBOOKS = Path(__file__).parents[2] / 'notebooks'
 FOLDER = NOTEBOOKS / WEIGHTS
 INDEX = read_json(FOLDER / 'index.json')
 
