@@ -3,7 +3,7 @@
 # make soak                 install, kill and damage runs at random, an hour   ARGS="--kills 20 --damages 30"
 # make lab                  install, open JupyterLab                         ARGS="--no-browser"
 # make parity               install torch and transformers apart, compare their models with ours    KINDS="language flow"
-# make figures              publish the newest complete run (or RUN=runs/<id>): figures/, results.json, README's table
+# make figures              publish the newest run, if complete (or RUN=runs/<id>): figures/, results.json, RESULTS.md, README
 PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= demo

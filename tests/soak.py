@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -101,75 +102,94 @@ def damaged_runs(place: Path, chance: random.Random, count: int) -> Iterator[str
 
   (place / 'README.md').write_text(f'{TABLE_START}\n{TABLE_END}\n')
   publish(write_run(place / 'run', ('01_images', '02_text')), place)
-  published = {path: path.read_bytes() for path in [place / 'README.md', *(place / 'figures').iterdir()]}
+  published = {path: path.read_bytes() for path in [*place.glob('*.md'), *(place / 'figures').iterdir()]}
 
   def use(copy: Path) -> bool:
     for step in (report.write_report, lambda run: publish(run, place)):
       step(copy)
-    return all(path.read_bytes() == content for path, content in published.items())
+    return True
 
   for number in range(count):
     copy = shutil.copytree(place / 'run', place / str(number))
     damage(chance.choice(sorted(path for path in copy.rglob('*') if path.is_file())), chance)
-    yield ended(lambda copy=copy: use(copy))
-    if any(path.read_bytes() != content for path, content in published.items()):
-      yield 'PUBLISHED CHANGED'
+    outcome = ended(lambda copy=copy: use(copy))
+    changed = [path for path, content in published.items() if not path.exists() or path.read_bytes() != content]
+    yield 'PUBLISHED CHANGED' if changed else outcome
+    for path in changed:
+      path.write_bytes(published[path])
     shutil.rmtree(copy)
 
 
 def killed_trainings(place: Path, chance: random.Random, count: int) -> Iterator[str]:
-  """A training process that is killed at any moment and started again until it ends; one outcome a kill."""
+  """A training process that is killed at any moment and started again until it ends; one outcome a kill.
+
+  What a kill lost shows in the digits of the training that ends.
+  """
   whole = test_fit.measured(test_fit.resumable(place / 'whole', progress='silent'))
-  number = seconds = 0
-  while count:
-    begin = time.monotonic()
+  number = kills = seconds = 0
+  while True:
+    begin, kill = time.monotonic(), seconds and kills < count
     process = test_fit.start_process(place / str(number), 'slow')
     try:
-      output, _ = process.communicate(timeout=chance.uniform(0.3, seconds) if seconds else None)
+      output, _ = process.communicate(timeout=chance.uniform(0.3, seconds) if kill else None)
     except subprocess.TimeoutExpired:
       process.kill()
       process.communicate()
-      count -= 1
-      yield 'same'  # whatever it lost shows in the digits of the one that ends
+      kills += 1
+      yield 'same'
       continue
     seconds = seconds or time.monotonic() - begin
     number += 1
-    yield 'same' if json.loads(output)[1] == whole else 'DIFFERS'
+    if process.returncode != 0 or json.loads(output)[1] != whole:
+      yield 'DIFFERS' if process.returncode == 0 else f'EXIT CODE {process.returncode}'
+    if kills == count or process.returncode != 0:
+      return
 
 
 def killed_runs(place: Path, chance: random.Random, count: int) -> Iterator[str]:
   """Runs whose runner, papermill process or kernel is killed at any moment, and which are resumed until they end."""
   write_notebook(place / 'notebooks', '00_trains', START, TRAINING, FIGURE, 'run.finish()')
   command = [sys.executable, '-m', 'perceiver_lib', 'reproduce', '--notebooks', str(place / 'notebooks')]
-  seconds, whole, number = 0.0, None, 0
-  while count:
+  number = kills = seconds = 0
+  whole = None
+  while True:
     run = place / f'run-{number}'
-    exists = (run / 'run.json').exists()
-    how = ['--resume', str(run)] if exists else ['--profile', 'smoke', '--run-dir', str(run)]
-    if not exists and run.exists():  # killed before it had a record: nothing to resume
+    resumable = (run / 'run.json').exists()
+    if run.exists() and not resumable:  # killed before it had a record: nothing to resume
       shutil.rmtree(run)
-    begin = time.monotonic()
+    how = ['--resume', str(run)] if resumable else ['--profile', 'smoke', '--run-dir', str(run)]
+    begin, kill = time.monotonic(), seconds and kills < count
     process = subprocess.Popen(
       command + how, env=kernel_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    killed = False
     try:
-      output, _ = process.communicate(timeout=chance.uniform(0.5, seconds) if seconds else None)
+      output, _ = process.communicate(timeout=chance.uniform(0.5, seconds) if kill else None)
     except subprocess.TimeoutExpired:
       family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-      os.kill(chance.choice(family), signal.SIGKILL)
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(chance.choice(family), signal.SIGKILL)
+        killed = True
       output, _ = process.communicate()
-      count -= 1
-    manifest = read_json(run / '00_trains' / 'manifest.json')
-    if process.returncode == 0:
-      seconds = seconds or time.monotonic() - begin
-      value = manifest['metrics']['accuracy']['value']
-      whole = value if whole is None else whole
-      number += 1
-      yield 'same' if value == whole else 'DIFFERS'
-    elif 'Traceback (most' in output:
+      kills += killed
+    if 'Traceback (most' in output:
       yield f'TRACEBACK {output[-300:]}'
+    elif process.returncode == 0:
+      seconds = seconds or time.monotonic() - begin
+      number += 1
+      value = read_json(run / '00_trains' / 'manifest.json')['metrics']['accuracy']['value']
+      whole = value if whole is None else whole
+      if value != whole:
+        yield 'DIFFERS'
+      elif killed:
+        yield 'same'
+      if kills >= count:
+        return
+    elif killed:
+      yield 'same' if process.returncode == -signal.SIGKILL else 'said'
     else:
-      yield 'said' if process.returncode != -signal.SIGKILL else 'same'
+      yield f'EXIT CODE {process.returncode}: {output[-300:]}'
+      return
 
 
 PARTS = {

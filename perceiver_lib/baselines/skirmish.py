@@ -24,7 +24,7 @@ def random_orders(units: Units, key: Key[Array, '']) -> Int[Array, '*b u']:
 
 
 def first_in_range(units: Units) -> Int[Array, 'u']:
-  """Shoots at the first foe in range; walks towards the middle of the field from left to right."""
+  """Shoots at the first foe in range; walks towards the vertical centre line."""
   right = SIDE / 2 - units.position[:, :1]
   cost = jnp.broadcast_to(jnp.arange(len(right), dtype=jnp.float32)[None], (len(right), len(right)))
   return shoot_or_walk(units, cost, towards=jnp.concatenate([right, jnp.zeros_like(right)], 1))

@@ -71,7 +71,7 @@ class Battle:
 
   Attributes:
     start: where each unit began.
-    shot_at: whom each unit was last ordered to attack, -1 = nobody.
+    shot_at: whom the last order of each unit attacked, -1 = nobody.
     step: orders given so far.
   """
 
@@ -278,9 +278,9 @@ def turns(policy: Policy, key: Key[Array, ''], *, num_units: int, num_lanes: int
   starts = _starts(key, num_rounds, num_lanes, num_units)
   battles, number = jax.tree.map(lambda leaf: leaf[0], starts), jnp.zeros(num_lanes, jnp.int32)
   for count in itertools.count(1):
-    now = jax.random.fold_in(key, count)
-    orders, fresh = policy(battles, now), _following(starts, number)
-    battles, number, turn = _turn(battles, number, orders, fresh, now)
+    asked, drawn = jax.random.split(jax.random.fold_in(key, count))
+    orders, fresh = policy(battles, asked), _following(starts, number)
+    battles, number, turn = _turn(battles, number, orders, fresh, drawn)
     yield turn
 
 

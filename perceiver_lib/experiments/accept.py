@@ -1,7 +1,8 @@
 """Accepting runs: their results are published, their place in the history is kept, and measured bands follow the seeds.
 
 A band is either argued, and then only a person changes it, or measured: then its reason begins with `measured:`, and
-its ends are the median of the accepted seeds and three times their spread to each side that the band bounds.
+its ends are the median of the accepted seeds, of which there must be two or more, and three times their spread to each
+side that the band bounds.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from perceiver_lib.experiments.bands import load_declarations
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import accepted_manifests, read_records, write_json, write_text
 from perceiver_lib.experiments.profiles import PROFILES
-from perceiver_lib.experiments.results import publish
+from perceiver_lib.experiments.results import publish, result_records
 from perceiver_lib.files import finite, read_json
 
 MEASURED = 'measured:'
 SPREADS = 3
 LEAST_WIDTH = 0.02
-"""Of the median, where the seeds agree or there is but one."""
+"""Of the median, where the seeds agree."""
 
 ENTRY = {
   'date': str,
@@ -72,6 +73,11 @@ def accept(runs: Sequence[Path], root: Path, *, reason: str) -> tuple[list[str],
   asked = [{(name, manifest['profile']) for name, manifest in manifests.items()} for manifests in by_run]
   if any(one != asked[0] for one in asked):
     raise RequestError('Runs that are accepted together must be of the same notebooks and profile.')
+  for name, manifest in by_run[0].items():
+    others = [manifests[name] for manifests in by_run[1:]]
+    for what, found in (('metrics', lambda one: set(one['metrics'])), ('commit and device', _stamp)):
+      if any(found(other) != found(manifest) for other in others):
+        raise RequestError(f'Runs that are accepted together must have the same {what}; those of {name} differ.')
   load_declarations(root / 'notebooks' / BANDS_FILE)
   entries = [_entry(name, metric, by_run, reason) for name in by_run[0] for metric in by_run[0][name]['metrics']]
   if any(len(set(entry['seeds'])) < len(runs) for entry in entries):
@@ -79,19 +85,21 @@ def accept(runs: Sequence[Path], root: Path, *, reason: str) -> tuple[list[str],
 
   written = publish(runs[0], root)
   path = history_file(root)
-  earlier = path.read_text(encoding='utf-8') if path.exists() else ''
+  earlier = ''.join(json.dumps(entry, ensure_ascii=False) + '\n' for entry in read_records(path, ENTRY))
   write_text(path, earlier + ''.join(json.dumps(entry, ensure_ascii=False) + '\n' for entry in entries))
-  return written, _renew_bands(root / 'notebooks' / BANDS_FILE, entries)
+  return written, _renew_bands(root / 'notebooks' / BANDS_FILE, entries) if len(runs) > 1 else []
+
+
+def _stamp(manifest: Mapping[str, Any]) -> dict[str, str]:
+  return {name: record for name, record in result_records(manifest)[0].items() if name in ('commit', 'device')}
 
 
 def _entry(name: str, metric: str, by_run: Sequence[Mapping[str, Any]], reason: str) -> dict[str, Any]:
   manifests = [manifests[name] for manifests in by_run]
-  environment = manifests[0]['environment']
   values = [manifest['metrics'][metric]['value'] for manifest in manifests]
   return {
     'date': f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d}',
-    'commit': environment['commit'] + ('+' if environment['uncommitted_changes'] else ''),
-    'device': environment['device'],
+    **_stamp(manifests[0]),
     'profile': manifests[0]['profile'],
     'notebook': name,
     'metric': metric,
@@ -108,7 +116,9 @@ def _renew_bands(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     band = metrics.get(entry['metric'], {}).get(entry['profile'])
     if band is None or not band['reason'].startswith(MEASURED):
       continue
-    metrics[entry['metric']][entry['profile']] = measured_band(entry, sides=[side for side in band if side != 'reason'])
+    metrics[entry['metric']][entry['profile']] = measured_band(
+      entry, sides=[side for side in ('min', 'max') if band.get(side) is not None]
+    )
     renewed.append(f'{entry["notebook"]}/{entry["metric"]}')
   if renewed:
     write_json(path, content)

@@ -116,6 +116,12 @@ def file_hash(path: Path) -> str:
 
 def read_notebook(place: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[str]]:
   """Result and manifest of a notebook in a run, each None where there is none, and what is damaged, a sentence each."""
+  with contextlib.suppress(FileNotFoundError):  # a new attempt is setting the files of this one aside
+    return _read_notebook(place)
+  return None, None, []
+
+
+def _read_notebook(place: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[str]]:
   result = manifest = None
   try:
     result = read_json(place / 'result.json', RESULT)

@@ -93,6 +93,10 @@ def publish(run: Path, root: Path) -> list[str]:
         with replacing(target / published) as aside:
           shutil.copyfile(run / name / 'figures' / file, aside)
         written.append(published)
+    # What an earlier run of the notebook showed, and this one does not, is no figure of it any more.
+    for path in target.glob(published_name(name, manifest['profile'], '*.*')):
+      if path.name not in written and (manifest['profile'] != 'demo' or path.name.count('.') == 1):
+        path.unlink()
   fresh = [row for manifest in manifests.values() for row in result_records(manifest)]
   replaced = {(manifest['notebook'], manifest['profile']) for manifest in manifests.values()}
   kept = [row for row in earlier if (row['notebook'], row['profile']) not in replaced]
@@ -125,6 +129,8 @@ def keep_weights(run: Path, folder: Path) -> list[str]:
       published = published_name(name, manifest['profile'], file.name)
       if (entry := index.get(published)) is None:
         continue
+      if entry['metric'] not in manifest['metrics']:
+        raise RequestError(f'{published} is judged by {entry["metric"]!r}, which {name} did not log; mend index.json.')
       with replacing(folder / published) as aside:
         shutil.copyfile(file, aside)
       entry['value'], entry['sha256'] = manifest['metrics'][entry['metric']]['value'], file_hash(file)

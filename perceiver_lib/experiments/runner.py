@@ -53,6 +53,8 @@ from perceiver_lib.training.progress import format_duration
 SMALLEST_FREE_BYTES = 100 * 2**20
 ROOM_BYTES = 4 * 2**30
 """Memory that must be free before a notebook starts beside others; the largest in demo holds less."""
+SETTLING_SECONDS = 60.0
+"""After which a notebook has taken most of its memory."""
 _CHATTER = re.compile(r'(Executing|Ending) (Cell \d+-+|notebook)|Kernel died while|\[IPKernelApp\] WARNING')
 _RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html', 'full.html')
 _EXIT_CODES = {
@@ -134,12 +136,14 @@ def reproduce(
   load_declarations(notebooks_folder / BANDS_FILE)
   for path in (notebooks_folder, resume or run_dir or notebooks_folder):
     check_writable(str(path.resolve()))
+  place = (resume or run_dir or notebooks_folder).resolve()
+  place = next(parent for parent in (place, *place.parents) if parent.exists())
+  if shutil.disk_usage(place).free < SMALLEST_FREE_BYTES:
+    raise RequestError(f'Less than {SMALLEST_FREE_BYTES // 2**20} MB are free at {place}; free some.')
   folder = resume or _new_folder(run_dir, notebooks_folder.parent, profile)
   folder = folder.resolve()
   busy = RequestError(f'Another runner is working in {folder}; wait for it, or start a run of its own.')
   with locked(folder / '.lock', busy):
-    if shutil.disk_usage(folder).free < SMALLEST_FREE_BYTES:
-      raise RequestError(f'Less than {SMALLEST_FREE_BYTES // 2**20} MB are free at {folder}; free some.')
     if resume is None:
       _write_run_record(folder, profile, only, overrides, selected)
     say(f'Run folder: {folder}')
@@ -181,13 +185,15 @@ def _run_notebooks(
 
   Every notebook is a process with a thread here that waits for it. Interrupted, it ends them all before it goes on.
   """
-  stop, running, results = threading.Event(), {}, {}
+  stop, running, results, begun = threading.Event(), {}, {}, {}
   with ThreadPoolExecutor(max_workers=jobs) as pool:
     waiting = list(enumerate(requests, 1))
     try:
       while waiting or running:
-        while waiting and len(running) < jobs and (not running or _has_room()):
+        fresh = sum(time.monotonic() - begun[number] < SETTLING_SECONDS for number in running.values())
+        while waiting and len(running) < jobs and (not running or _has_room(fresh + 1)):
           number, (notebook, request) = waiting.pop(0)
+          begun[number], fresh = time.monotonic(), fresh + 1
           say(f'[{number}/{len(requests)}] {notebook.name}  ({request["parameters"]["profile"]})')
           running[pool.submit(_run_notebook, notebook, request, folder, limit, stop, say)] = number
         done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
@@ -199,10 +205,11 @@ def _run_notebooks(
   return [results[number] for number in sorted(results)]
 
 
-def _has_room() -> bool:
+def _has_room(count: int) -> bool:
+  """Whether so many notebooks, which have not taken their memory yet, fit into what is free."""
   import psutil
 
-  return psutil.virtual_memory().available >= ROOM_BYTES
+  return psutil.virtual_memory().available >= count * ROOM_BYTES
 
 
 def _write_report(folder: Path, say: Callable[[str], None]) -> None:
@@ -290,7 +297,9 @@ def _judge(place: Path, name: str, exit_status: int | None, seconds: float, limi
   except DamagedFile as error:
     return result('failed', str(error))
   if exit_status is None:
-    return result('time limit', f'stopped at the limit of {format_duration(limit)}; see log.txt, or raise --time-limit')
+    return result(
+      'time limit', f'stopped at the limit of {format_duration(limit)}; see log.txt, or raise --time-limit or --budget'
+    )
   if outcome is None:
     return result('failed', f'the process {describe_exit(exit_status)}{last_words()}')
   if outcome['status'] == 'kernel died':

@@ -86,9 +86,9 @@ def alone(model: nnx.Module, tokens: Tokens) -> Float[Array, 'b u e']:
 
 
 def with_foreign_latents(model: PerceiverIO, tokens: Tokens) -> Float[Array, 'b u e']:
-  """A `Read`: the units ask the latents of the batch's next battle; what is left, a unit knows by itself."""
+  """A `Read`: the units ask the latents half a batch away; what is left, a unit knows by itself."""
   own = model.encode(tokens)
-  return model.decode(dataclasses.replace(own, values=jnp.roll(own.values, 1, axis=0)), tokens)
+  return model.decode(dataclasses.replace(own, values=jnp.roll(own.values, own.batch_size // 2, axis=0)), tokens)
 
 
 def order_logits(model: nnx.Module, units: Units, read: Read = together) -> Float[Array, 'b u orders']:
@@ -181,7 +181,7 @@ def standard_error(percent: float, count: int) -> float:
 
 
 def film(policy: Policy, key: Array, *, num_units: int, num_lanes: int) -> dict[str, np.ndarray]:
-  """The first battle of the first lane from its beginning to its end: arrays of `Units` and 'orders' `[t, u, ...]`."""
+  """The first battle of the first lane, before each of its orders: arrays of `Units` and 'orders' `[t, u, ...]`."""
   frames = []
   for turn in turns(policy, key, num_units=num_units, num_lanes=num_lanes, num_rounds=1):
     now = {field.name: getattr(turn.battles.units, field.name) for field in dataclasses.fields(Units)}
@@ -198,7 +198,7 @@ def exact_differences(model: nnx.Module, units: Units, *, seed: int = 0) -> dict
 
   Returns:
     'permuted', when the units come in another order and their orders are put back; 'dead removed', when the dead are
-    not in the set; 'NaN in the dead', when nothing but NaN is known of them, or infinity where it gets through.
+    not in the set; 'NaN in the dead', when their places are NaN, or infinity where it gets through.
   """
   logits = jax.jit(order_logits)
   plain = np.asarray(logits(model, units))[0]

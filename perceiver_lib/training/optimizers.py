@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from optax import contrib
 
@@ -57,7 +58,21 @@ def _scale_by_adam(b2: float = 0.999, nesterov: bool = False) -> optax.GradientT
     return jax.tree.map(lambda leaf: 'small' if leaf.size < MIN_SHARDED_SIZE else 'large', params)
 
   adam = optax.scale_by_adam(b2=b2, nesterov=nesterov)
-  return optax.partition({'small': optax.flatten(adam), 'large': adam}, sizes)
+  return optax.partition({'small': _on_one_vector(adam), 'large': adam}, sizes)
+
+
+def _on_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """As `optax.flatten`, which fails where there is no parameter at all."""
+
+  def init(params: Any) -> Any:
+    return inner.init(ravel_pytree(params)[0])
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    vector, as_tree = ravel_pytree(updates)
+    vector, state = inner.update(vector, state)
+    return as_tree(vector), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def muon_and_adam(num_steps: int, *, learning_rate: float, matrix_learning_rate: float) -> optax.GradientTransformation:

@@ -133,6 +133,16 @@ def test_the_weights_that_the_index_names_are_kept_with_their_hash_and_score(tmp
     keep_weights(write_run(tmp_path / 'loaded', overrides={'train': False}), folder)
 
 
+def test_a_figure_that_a_notebook_no_longer_makes_goes(project):
+  (project / 'figures').mkdir()
+  for name in ('01_old.png', '01_old.full.png', '02_old.png'):
+    (project / 'figures' / name).touch()
+  publish(write_run(project / 'run'), project)
+  assert sorted(path.name for path in (project / 'figures').glob('*.png')) == [
+    '01_curve.png', '01_old.full.png', '02_old.png'
+  ]  # fmt: skip
+
+
 def test_records_of_other_notebooks_and_profiles_stay(project):
   publish(write_run(project / 'a', ('01_images', '02_text')), project)
   publish(write_run(project / 'b', ('01_images',), profile='full', value=99.0), project)
@@ -246,10 +256,18 @@ def test_a_band_that_is_argued_stays(project):
 def test_runs_that_do_not_belong_together_are_not_accepted(project):
   runs = measured_project(project, {})
   other = write_run(project / 'runs' / 'other', ('01_images', '02_text'), seed=2)
+  without = write_run(project / 'runs' / 'without', seed=2)
+  place = without / '01_images'
+  manifest = read_json(place / 'manifest.json')
+  del manifest['metrics']['num_parameters']
+  (place / 'manifest.json').write_text(json.dumps(manifest))
+  result = read_json(place / 'result.json') | {'manifest_sha256': file_hash(place / 'manifest.json')}
+  (place / 'result.json').write_text(json.dumps(result))
   for chosen, reason, words in (
     (runs, ' ', 'Say with --reason'),
     ([runs[0], runs[0]], 'x', 'different seeds'),
     ([runs[0], other], 'x', 'same notebooks and profile'),
+    ([runs[0], without], 'x', 'same metrics'),
   ):
     with pytest.raises(RequestError, match=words):
       accept(chosen, project, reason=reason)
