@@ -40,6 +40,4 @@ def test_small_parameters_in_one_vector_are_moved_as_adamw_moves_them(shapes):
 
   with jax.numpy_dtype_promotion('standard'):
     ours = moved(adamw_warmup_cosine(1e-2, 9, warmup_steps=2, weight_decay=0.1), params)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING), ours, moved(plain, params)
-    )
+    jax.tree.map(assert_close, ours, moved(plain, params))
