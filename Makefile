@@ -26,7 +26,7 @@ reproduce: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
 
 test: $(STAMP)
-	@$(RUN_PYTHON) -m pytest -n auto --dist worksteal $(ARGS)
+	@$(RUN_PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(STAMP)
 	@$(RUN_PYTHON) -m tests.soak $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from pathlib import Path
 
 # Tests compile thousands of small programs and run each a few times, so compiling is most of their time. CPU-seconds of
 # compiling the gradient of a small Perceiver AR: 7.3 as users have it, 2.2 with code from LLVM that nobody optimised,
@@ -28,5 +29,11 @@ enable_compilation_cache()
 
 
 def pytest_collection_modifyitems(items) -> None:
-  """Whole notebooks first, so that at the end no worker waits for another's longest test."""
-  items.sort(key=lambda item: item.get_closest_marker('notebook') is None)
+  """Files that take longest first: workers take a file at a time, and at the end none waits for another's longest."""
+  heavy = ('models', 'generation', 'experiments', 'attention')
+
+  def place(item) -> int:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return 0 if item.get_closest_marker('notebook') else 1 if folder in heavy else 2
+
+  items.sort(key=place)

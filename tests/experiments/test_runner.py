@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
 import dataclasses
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -383,8 +381,6 @@ def test_an_interrupt_stops_all_that_run_and_the_next_one_never_starts(tmp_path,
 
   def endless(command, *, tick, **_):
     started.append(Path(command[-1]).name)
-    if len(started) == 2:
-      _thread.interrupt_main(signal.SIGINT)
     try:
       while True:
         tick(0.0)
@@ -392,6 +388,12 @@ def test_an_interrupt_stops_all_that_run_and_the_next_one_never_starts(tmp_path,
     finally:
       stopped.append(Path(command[-1]).name)
 
+  def interrupted(running, **_):
+    while len(started) < len(running):
+      time.sleep(0.01)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(runner, 'wait', interrupted)
   for name in ('00_good', '01_other', '02_third'):
     write_notebook(tmp_path / 'notebooks', name, *GOOD)
   with pytest.raises(KeyboardInterrupt, match='continue with: python -m perceiver_lib reproduce --resume'):
