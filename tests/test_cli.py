@@ -134,8 +134,7 @@ def test_an_interrupted_command_says_how_to_go_on(project, send):
 import os, signal, sys
 from perceiver_lib import __main__ as command_line
 from perceiver_lib.experiments import runner
-if {send!r} == 'SIGTERM':
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN if {send!r} == 'SIGTERM' else signal.default_int_handler)
 runner.reproduce = lambda *_, **__: os.kill(os.getpid(), signal.{send})
 sys.exit(command_line.main(['reproduce']))"""
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=kernel_environment())
