@@ -11,7 +11,7 @@ import pytest
 
 import perceiver_lib
 from perceiver_lib import __main__ as command_line
-from perceiver_lib.experiments import errors, report, runner
+from perceiver_lib.experiments import attempt, errors, report, runner
 from perceiver_lib.experiments.bench import harness
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.files import project_root
@@ -146,7 +146,7 @@ def test_an_interrupted_run_has_its_report_and_names_its_folder(project, capsys,
   def interrupt(*_, **__):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(runner, 'run_limited', interrupt)
+  monkeypatch.setattr(attempt, 'run_limited', interrupt)
   assert call('reproduce', '--run-dir', 'a run') == 130
   folder = project / 'a run'
   assert (

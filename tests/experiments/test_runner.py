@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perceiver_lib.experiments import processes, report, runner
+from perceiver_lib.experiments import attempt, processes, report, runner
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import read_records
@@ -253,7 +253,7 @@ class Pretended:
 
 
 def reproduce_pretended(tmp_path, monkeypatch, pretended, **arguments):
-  monkeypatch.setattr(runner, 'run_limited', pretended)
+  monkeypatch.setattr(attempt, 'run_limited', pretended)
   monkeypatch.setattr(report, 'write_report', silent)
   if not (tmp_path / 'notebooks').exists():
     write_notebook(tmp_path / 'notebooks', '00_good', *GOOD)
@@ -284,7 +284,7 @@ def test_a_result_is_on_the_disk_before_its_pages_are_made(tmp_path, monkeypatch
     assert read_json(executed.parent / 'result.json')['status'] == 'complete'
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(runner.pages, 'write_pages', full)
+  monkeypatch.setattr(attempt.pages, 'write_pages', full)
   with pytest.raises(OSError, match='No space left'):
     reproduce_pretended(tmp_path, monkeypatch, Pretended())
 
@@ -296,7 +296,7 @@ def test_a_result_is_kept_only_while_all_of_it_still_holds(tmp_path, monkeypatch
   if change == 'source':
     write_notebook(tmp_path / 'notebooks', '00_good', *GOOD, 'print(1)')
   elif change == 'library':
-    monkeypatch.setattr(runner, 'library_hash', lambda: 'another')
+    monkeypatch.setattr(attempt, 'library_hash', lambda: 'another')
   elif change == 'figure':
     (folder / '00_good' / 'figures' / 'curve.png').write_bytes(b'another')
   elif change == 'manifest':
@@ -315,7 +315,7 @@ def test_nothing_starts_and_nothing_is_written_for_a_request_that_cannot_be_carr
   notebooks = tmp_path / 'notebooks'
   write_notebook(notebooks, '00_good', *GOOD)
   write_notebook(notebooks, '01_other', *GOOD, parameters="profile: str = 'demo'\nseed: int = 0\nrun_dir: str = ''")
-  monkeypatch.setattr(runner, 'run_limited', lambda *_, **__: pytest.fail('a notebook was started'))
+  monkeypatch.setattr(attempt, 'run_limited', lambda *_, **__: pytest.fail('a notebook was started'))
   for arguments, words in (
     ({'profile': 'huge'}, "Unknown profile 'huge'"),
     ({'only': ['07']}, "No notebook '07'; there are 00_good, 01_other"),
