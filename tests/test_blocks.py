@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from perceiver_lib import blocks
 from perceiver_lib.adapters import EmbeddingAdapterConfig
 from perceiver_lib.blocks import ACTIVATIONS, CrossAttention, LatentBlock, LayerConfig, SelfAttention
 from perceiver_lib.positions import Rotary
@@ -48,7 +50,7 @@ def latents(seed=0, channels=6):
   return Tokens(values=values, time=jnp.asarray([[0, 0, 1, 1, 2]] * 2, jnp.int32))
 
 
-def test_rematerialised_layers_equal_the_loop():
+def test_scanned_and_rematerialised_layers_equal_the_loop(monkeypatch):
   config = LayerConfig(num_heads=2, widening_factor=2, dropout=0.3)
   block = LatentBlock(config, num_channels=6, num_layers=3, rngs=nnx.Rngs(1))
 
@@ -56,7 +58,13 @@ def test_rematerialised_layers_equal_the_loop():
     return jnp.sum(jnp.sin(block(dataclasses.replace(latents(), values=values), remat=remat).values))
 
   gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
-  assert_close(gradient(block, latents().values, True), gradient(block, latents().values, False))
+  in_a_loop = gradient(block, latents().values, False)
+  assert_close(gradient(block, latents().values, True), in_a_loop)
+  monkeypatch.setitem(blocks.SCANNED_LAYERS, 'cpu', 2)
+  assert_close(
+    jax.jit(jax.value_and_grad(functools.partial(loss, remat=False), argnums=(0, 1)))(block, latents().values),
+    in_a_loop,
+  )
   train = jax.jit(lambda key: block(latents(), remat=True, rngs=nnx.Rngs(dropout=key)).values)
   first, second = (train(jax.random.key(seed)) for seed in (0, 1))
   assert np.any(np.asarray(first) != np.asarray(second))

@@ -12,11 +12,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.attend import choose_chunk_size
 from perceiver_lib.attention.capture import recorder
-from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
+from perceiver_lib.attention.softmax import READ, PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
 from perceiver_lib.tokens import sum_type
 
 BLOCK_ROWS = 256
@@ -94,7 +95,7 @@ def _triangle(q: Array, k: Array, v: Array, time: Array, valid: Array | None, bl
 
 
 def _forward(q, k, v, time, valid, block):
-  output, log_sum_exp = _triangle(q, k, v, time, valid, block)
+  output, log_sum_exp = checkpoint_name(_triangle(q, k, v, time, valid, block), READ)
   return (output, log_sum_exp), (q, k, v, time, valid, output, log_sum_exp)
 
 

@@ -13,6 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 from perceiver_lib.attention.products import product
 from perceiver_lib.tokens import may_attend
 
+READ = 'read'
+"""The name of what an attention with a backward pass of its own keeps: its output and its log-sum-exp."""
+
+KEPT_BY_A_SCAN = jax.checkpoint_policies.save_from_both_policies(
+  jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(READ)
+)
+"""What a scan over layers keeps for its backward pass: products and reads. What lies between is made again, as XLA does
+in a loop of layers; a scan left to itself keeps all of it.
+"""
+
 MASKED_LOGIT = -1e30
 """A finite fill: -inf gives finite outputs but NaN gradients where a whole row is masked."""
 

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.attention.capture import Chosen
-from perceiver_lib.attention.softmax import PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
+from perceiver_lib.attention.softmax import READ, PartialSoftmax, allowed_pairs, chunk_gradients, scaled_logits
 from perceiver_lib.tokens import Tokens, pytree_dataclass, sum_type, zero_invalid
 
 
@@ -140,7 +141,7 @@ def streamed_attend(
 
 
 def _forward(q, streams, query_time, chunk_size):
-  output, log_sum_exp = streamed_attend(q, streams, query_time, chunk_size)
+  output, log_sum_exp = checkpoint_name(streamed_attend(q, streams, query_time, chunk_size), READ)
   return (output, log_sum_exp), (q, streams, query_time, output, log_sum_exp)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float
 from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, table_initializer
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
-from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
+from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, repeated
 from perceiver_lib.positions import FourierFeatures
 from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, refuse_empty
@@ -179,13 +180,22 @@ class Perceiver(nnx.Module):
     refuse_empty(inputs)
     batch_size = (inputs if isinstance(inputs, Tokens) else next(iter(inputs.values()))).batch_size
     latents = Tokens(values=repeat(self.latents[...], 'n d -> b n d', b=batch_size))
-    for block in range(config.num_blocks):
-      for index in config.reads_before_block(block):
-        cross_attend = self.cross_attends[min(index, len(self.cross_attends) - 1)]
+
+    def weights(block: int) -> tuple[list[int], int]:
+      reads = [min(index, len(self.cross_attends) - 1) for index in config.reads_before_block(block)]
+      return reads, min(block, len(self.blocks) - 1)
+
+    def read_and_process(latents: Tokens, block: int, rngs: nnx.Rngs | None) -> Tokens:
+      reads, layers = weights(block)
+      for index, read in zip(config.reads_before_block(block), reads, strict=True):
         with named('encoder', 'cross_attention', index):
+          cross_attend = self.cross_attends[read]
           latents = cross_attend(latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
-      layers = self.blocks[min(block, len(self.blocks) - 1)]
-      latents = layers(latents, first_layer=block * config.num_self_attends_per_block, remat=remat, rngs=rngs)
+      return self.blocks[layers](latents, first_layer=block * depth, remat=remat, rngs=rngs)
+
+    depth = config.num_self_attends_per_block
+    for _, blocks in itertools.groupby(range(config.num_blocks), key=weights):
+      latents = repeated(read_and_process, latents, list(blocks), num_layers=depth, remat=remat, rngs=rngs)
     return latents
 
   def __call__(

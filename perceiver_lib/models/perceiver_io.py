@@ -15,7 +15,7 @@ from perceiver_lib.adapters import (
 )
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import round_operands
-from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig
+from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, repeated
 from perceiver_lib.decoder import Decoder, DecoderConfig
 from perceiver_lib.models.convolution import ConvolutionConfig
 from perceiver_lib.models.perceiver_io_sizes import PublishedSizes
@@ -119,10 +119,12 @@ class PerceiverIO(Released, nnx.Module):
     latents = Tokens(values=repeat(self.latents[...], 'n d -> b n d', b=batch_size))
     with named('encoder', 'cross_attention', 0):
       latents = self.cross_attends[0](latents, inputs, self.input_adapter, chunk_size=chunk_size, rngs=rngs)
-    for block in range(config.num_blocks):
-      first_layer = block * config.num_self_attends_per_block
-      latents = self.blocks[0](latents, first_layer=first_layer, remat=remat, rngs=rngs)
-    return latents
+    depth = config.num_self_attends_per_block
+
+    def process(latents: Tokens, index: int, rngs: nnx.Rngs | None) -> Tokens:
+      return self.blocks[0](latents, first_layer=index * depth, remat=remat, rngs=rngs)
+
+    return repeated(process, latents, range(config.num_blocks), num_layers=depth, remat=remat, rngs=rngs)
 
   def decode(
     self,

@@ -22,7 +22,7 @@ from perceiver_lib.attention.attend import joined_times, read
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
 from perceiver_lib.attention.timesteps import prefix_read
-from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm
+from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm, repeated
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores
 from perceiver_lib.models.last_inputs import latest, read_inputs
 from perceiver_lib.positions import FourierFeatures
@@ -215,11 +215,12 @@ class UnifiedPerceiver(nnx.Module):
       ValueError: for timed tokens beside timeless ones, and for timeless inputs of more than one timestep.
     """
     latents = self.read(inputs, num_timesteps=num_timesteps, chunk_size=chunk_size, rngs=rngs)
-    s = self.config.latents.num_latents
-    for block in range(self.config.num_blocks):
-      first_layer = block * self.config.num_self_attends_per_block
-      latents = self.blocks[0](latents, num_latents_per_timestep=s, first_layer=first_layer, remat=remat, rngs=rngs)
-    return latents
+    s, depth = self.config.latents.num_latents, self.config.num_self_attends_per_block
+
+    def process(latents: Tokens, index: int, rngs: nnx.Rngs | None) -> Tokens:
+      return self.blocks[0](latents, num_latents_per_timestep=s, first_layer=index * depth, remat=remat, rngs=rngs)
+
+    return repeated(process, latents, range(self.config.num_blocks), num_layers=depth, remat=remat, rngs=rngs)
 
   def question(self, batch_size: int) -> Float[Array, 'b h s k']:
     """The read's queries, which are the same at every timestep."""
