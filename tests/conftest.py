@@ -1,7 +1,8 @@
-"""Every test runs with strict dtype and rank promotion, a figure backend without a screen, and a compilation cache."""
+"""Every test runs with strict dtype and rank promotion, full float32, figures without a screen, a compilation cache."""
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 from pathlib import Path
@@ -25,7 +26,11 @@ from perceiver_lib.training.host import enable_compilation_cache
 os.environ.setdefault('MPLBACKEND', 'Agg')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_default_matmul_precision', 'highest')
 enable_compilation_cache()
+# Tracing makes millions of small objects that live on: looking through all of them for cycles is a twentieth of the time.
+gc.freeze()
+gc.set_threshold(200_000, 50, 50)
 
 
 def pytest_collection_modifyitems(items) -> None:

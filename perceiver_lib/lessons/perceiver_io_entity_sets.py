@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.capture import capture_attention
+from perceiver_lib.attention.products import full_float32
 from perceiver_lib.attention.rollout import attention_rollout
 from perceiver_lib.data.base import Source
 from perceiver_lib.data.loading import evaluation_batches
@@ -190,6 +191,7 @@ def film(policy: Policy, key: Array, *, num_units: int, num_lanes: int) -> dict[
       return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
 
 
+@full_float32()
 def exact_differences(model: nnx.Module, units: Units, *, seed: int = 0) -> dict[str, float]:
   """What may not matter: the largest change of a living unit's legal logits, over the largest of them.
 
