@@ -28,7 +28,7 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
 enable_compilation_cache()
-# Tracing makes millions of small objects that live on: looking through all of them for cycles is a twentieth of the time.
+# Tracing makes millions of small objects that live on; looking through them for cycles is a twentieth of the time.
 gc.freeze()
 gc.set_threshold(200_000, 50, 50)
 
