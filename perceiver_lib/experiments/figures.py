@@ -96,15 +96,13 @@ def show_in_notebook(figure: Any, png: Path, alt: str) -> None:
 
 def _on_a_scale(artist: Any) -> bool:
   """Whether it maps numbers to colours between ends that were given, and do not follow from the numbers."""
-  from matplotlib.transforms import nonsingular
-
   values = artist.get_array() if hasattr(artist, 'get_clim') else None
   finite = np.ma.masked_invalid([] if values is None or np.ndim(values) == 3 else values).compressed()
   if not finite.size:
     return False
-  own = finite.min(), finite.max()
-  # A colour bar moves equal ends apart.
-  return artist.get_clim() not in (own, nonsingular(*own, expander=0.1))
+  low, high = finite.min(), finite.max()
+  margin = (0.1 * abs(low) or 0.1) if low == high else 0.0  # by which a colour bar moves equal ends apart
+  return not any(np.allclose(artist.get_clim(), own) for own in ((low, high), (low - margin, high + margin)))
 
 
 def _varies(pixels: np.ndarray) -> bool:

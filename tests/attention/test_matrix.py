@@ -1,7 +1,7 @@
 """Every form of attention against the ten-line reference: values and gradients, leaf by leaf.
 
 A seed draws sizes, times, padding, window, precision, and whether a form is compiled and whether its backward pass
-recomputes it. `MATRIX_SEEDS=200 pytest tests/attention/test_matrix.py` draws that many.
+recomputes it. `MATRIX_SEEDS=200 pytest tests/attention/test_matrix.py` draws that many, and more without jit.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Reader(nnx.Module):
     self.pixels = FeatureAdapterConfig(num_values=3, num_projected_channels=4, position=fourier).build(rngs)
 
   def sources(self, inputs):
-    adapters = {name: getattr(self, name, None) for name in inputs}
-    return self.layer.sources(inputs, adapters)
+    if 'latents' in inputs:
+      return self.layer.sources(inputs['latents'], None)
+    return self.layer.sources(inputs, {name: getattr(self, name) for name in inputs})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +216,7 @@ def by_prefix(problem: Problem, floats, chunk_size: int | None = None):
 
 def in_blocks(problem: Problem, floats):
   latents = problem.inputs['latents']
-  times = np.asarray(latents.time[0])
+  times = np.asarray(latents.time)[0]
   settings = {'num_latents_per_timestep': int((times == times[0]).sum()), 'block_rows': problem.chunk_size}
   valid = None if latents.valid is None else jnp.asarray(problem.allowed.any(1))
   return block_causal_attend(*operands(problem, floats, np.nan), time=latents.time, valid=valid, **settings)
@@ -261,9 +262,12 @@ def judged(form: Callable, problem: Problem):
   return output, both, {'.'.join(map(str, path)): leaf[...] for path, leaf in parameters.items()}, gradients[1:]
 
 
-@pytest.mark.parametrize('seed', range(int(os.environ.get('MATRIX_SEEDS', 8))))
+MANY = int(os.environ.get('MATRIX_SEEDS', 0))
+
+
+@pytest.mark.parametrize('seed', range(MANY or 4))
 def test_every_form_equals_the_reference(seed):
-  rule, dtype = RULES[seed % 4], ('float32', 'float64')[seed // 4 % 2]
+  rule, dtype = RULES[seed % 4], ('float32', 'float64')[(seed + seed // 4) % 2]
   random = np.random.default_rng((seed, 1))
   with jax.enable_x64(True) if dtype == 'float64' else contextlib.nullcontext():
     problem = drawn(seed, rule, dtype)
@@ -271,7 +275,9 @@ def test_every_form_equals_the_reference(seed):
     for name, form in forms_of(problem).items():
       form = jax.checkpoint(form) if random.random() < 0.3 else form
       judge = lambda form=form: judged(form, problem)  # noqa: E731
-      actual = jax.jit(judge)() if random.random() < 0.8 else judge()
+      # Without jit, every operation is a program to compile: once in the suite.
+      plain = random.random() < 0.1 if MANY else name == 'dense operands' and seed == 2
+      actual = judge() if plain else jax.jit(judge)()
       try:
         assert_close(actual, expected, TOLERANCE[dtype])
       except AssertionError as error:
