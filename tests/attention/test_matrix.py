@@ -1,7 +1,7 @@
 """Every form of attention against the ten-line reference: values and gradients, leaf by leaf.
 
 A seed draws sizes, times, padding, window, precision, and whether a form is compiled and whether its backward pass
-recomputes it. `MATRIX_SEEDS=200 pytest tests/attention/test_matrix.py` draws that many, a tenth of the forms without jit.
+recomputes it. `MATRIX_SEEDS=200 pytest tests/attention/test_matrix.py` draws that many, a tenth without jit.
 """
 
 from __future__ import annotations
