@@ -130,9 +130,9 @@ def killed_trainings(place: Path, chance: random.Random, count: int) -> Iterator
   What a kill lost shows in the digits of the training that ends.
   """
   whole = test_fit.measured(test_fit.resumable(place / 'whole', progress='silent'))
-  # Processes begin as copies of one that has imported everything: to start one takes milliseconds, not seconds.
+  # Processes begin as copies of one that has imported what takes seconds.
   context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['tests.soak'])
+  context.set_forkserver_preload(['tests.training.test_fit'])
   number = kills = seconds = 0
   while True:
     begin, kill = time.monotonic(), seconds and kills < count
