@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float32
@@ -16,15 +15,6 @@ _RELEASE_SECONDS = 0.05
 _HARMONICS = (1.0, 0.5, 0.25, 0.12, 0.06)
 
 
-def import_mido() -> ModuleType:
-  """The package mido; raises a ModuleNotFoundError with the pip command, if it is missing."""
-  try:
-    import mido
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError('MIDI files are read and written by mido: pip install mido', name='mido') from error
-  return mido
-
-
 def write_midi(
   path: str | os.PathLike, voices: Notes, *, steps_per_quarter: int = 2, quarters_per_minute: float = 80.0
 ) -> None:
@@ -33,7 +23,11 @@ def write_midi(
   Raises:
     ModuleNotFoundError: with the pip command, if mido is missing.
   """
-  mido = import_mido()
+  try:
+    import mido
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('MIDI files are written by mido: pip install mido', name='mido') from error
+
   file = mido.MidiFile(type=1, ticks_per_beat=TICKS_PER_QUARTER)
   tempo = mido.MetaMessage('set_tempo', tempo=mido.bpm2tempo(quarters_per_minute))
   file.tracks.append(mido.MidiTrack([tempo]))

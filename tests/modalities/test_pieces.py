@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from perceiver_lib.files import DamagedFile
-from perceiver_lib.modalities.pieces import PieceTokenizer
+from perceiver_lib.modalities.pieces import piece_tokenizer
 
 
 def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'sentencepiece', None)
   with pytest.raises(ModuleNotFoundError, match='pip install sentencepiece'):
-    PieceTokenizer('spiece.model')
+    piece_tokenizer('spiece.model')
 
 
 def test_pieces_come_back_as_text(tmp_path):
@@ -23,11 +23,9 @@ def test_pieces_come_back_as_text(tmp_path):
   sentencepiece.SentencePieceTrainer.train(
     input=str(tmp_path / 'text'), model_prefix=str(tmp_path / 'm'), vocab_size=18, minloglevel=2
   )
-  tokenizer = PieceTokenizer(tmp_path / 'm.model')
+  tokenizer = piece_tokenizer(tmp_path / 'm.model')
   ids = tokenizer.encode(text)
-  assert tokenizer.vocabulary_size == 18 and 0 <= ids.min() <= ids.max() < 18 and len(ids) < len(text)
+  assert tokenizer.get_piece_size() == 18 and max(ids) < 18 and len(ids) < len(text)
   assert tokenizer.decode(ids) == text
-  with pytest.raises(ValueError, match=r'in \[0, 18\); got 3 to 18'):
-    tokenizer.decode([3, 18])
   with pytest.raises(DamagedFile, match='is no SentencePiece model'):
-    PieceTokenizer(tmp_path / 'text')
+    piece_tokenizer(tmp_path / 'text')
