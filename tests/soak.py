@@ -228,12 +228,19 @@ def main() -> int:
   arguments.add_argument('--damages', type=int, default=300)
   arguments.add_argument('--seed', type=int, default=0)
   given = arguments.parse_args()
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   faults = 0
   for name, (part, kind) in PARTS.items():
+    outcomes: collections.Counter[str] = collections.Counter()
+    if not (count := getattr(given, kind) // 2):
+      continue
     with tempfile.TemporaryDirectory() as folder:
-      outcomes = collections.Counter(part(Path(folder), random.Random(given.seed), getattr(given, kind) // 2))
+      try:
+        for outcome in part(Path(folder), random.Random(given.seed), count):
+          outcomes[outcome] += 1
+      finally:  # also of what was interrupted
+        print(f'{name:<20} ' + ', '.join(f'{number} {outcome}' for outcome, number in outcomes.items()), flush=True)
     faults += sum(number for outcome, number in outcomes.items() if outcome not in ('same', 'said'))
-    print(f'{name:<20} ' + ', '.join(f'{number} {outcome}' for outcome, number in outcomes.items()), flush=True)
   print(f'{faults} faults')
   return int(faults > 0)
 
