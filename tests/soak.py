@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -20,15 +20,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+import tests.conftest  # noqa: F401 -- programs that compile in no time, here and in all processes that are started
 from perceiver_lib.experiments import report
 from perceiver_lib.experiments.environment import kernel_environment
 from perceiver_lib.experiments.errors import RequestError
+from perceiver_lib.experiments.files import write_json
 from perceiver_lib.experiments.results import TABLE_END, TABLE_START, publish
 from perceiver_lib.files import DamagedFile, read_json
 from perceiver_lib.training.checkpoints import CheckpointError
+from perceiver_lib.training.host import enable_compilation_cache
 from tests.experiments.sequence import FIGURE, START, write_notebook
 from tests.training import test_fit
 
@@ -44,7 +48,7 @@ def loss(model, batch, rngs):
   return cross_entropy(model(batch['x']), batch['label']), {}
 def batches(start):
   for step in itertools.count(start):
-    time.sleep(0.1)
+    time.sleep(0.05)
     x = np.random.default_rng(step).normal(size=(8, 5)).astype(np.float32)
     yield {'x': x, 'label': x.argmax(1)}
 found = fit(nnx.Linear(5, 5, rngs=nnx.Rngs(seed)), loss, batches, num_steps=40, seed=seed, log_every=1,
@@ -126,24 +130,42 @@ def killed_trainings(place: Path, chance: random.Random, count: int) -> Iterator
   What a kill lost shows in the digits of the training that ends.
   """
   whole = test_fit.measured(test_fit.resumable(place / 'whole', progress='silent'))
+  # Processes begin as copies of one that has imported what takes seconds.
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tests.training.test_fit'])
   number = kills = seconds = 0
   while True:
     begin, kill = time.monotonic(), seconds and kills < count
-    process = test_fit.start_process(place / str(number), 'slow')
-    try:
-      output, _ = process.communicate(timeout=chance.uniform(0.3, seconds) if kill else None)
-    except subprocess.TimeoutExpired:
+    process = context.Process(target=_train_slowly, args=(place / str(number),))
+    process.start()
+    process.join(chance.uniform(0, seconds) if kill else None)
+    if process.is_alive():
       process.kill()
-      process.communicate()
+      process.join()
       kills += 1
       yield 'same'
       continue
     seconds = seconds or time.monotonic() - begin
-    number += 1
-    if process.returncode != 0 or json.loads(output)[1] != whole:
-      yield 'DIFFERS' if process.returncode == 0 else f'EXIT CODE {process.returncode}'
-    if kills == count or process.returncode != 0:
+    if process.exitcode != 0:
+      yield f'EXIT CODE {process.exitcode}'
       return
+    if read_json(place / str(number) / 'measured.json') != whole:
+      yield 'DIFFERS'
+    number += 1
+    if kills == count:
+      return
+
+
+def _train_slowly(place: Path) -> None:
+  enable_compilation_cache()
+
+  def slow(start_step: int) -> Iterator[Any]:
+    for batch in test_fit.batches(start_step):
+      time.sleep(0.03)
+      yield batch
+
+  found = test_fit.resumable(place, batches=slow, progress='silent')
+  write_json(place / 'measured.json', test_fit.measured(found))
 
 
 def killed_runs(place: Path, chance: random.Random, count: int) -> Iterator[str]:
@@ -206,12 +228,19 @@ def main() -> int:
   arguments.add_argument('--damages', type=int, default=300)
   arguments.add_argument('--seed', type=int, default=0)
   given = arguments.parse_args()
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   faults = 0
   for name, (part, kind) in PARTS.items():
+    outcomes: collections.Counter[str] = collections.Counter()
+    if not (count := getattr(given, kind) // 2):
+      continue
     with tempfile.TemporaryDirectory() as folder:
-      outcomes = collections.Counter(part(Path(folder), random.Random(given.seed), getattr(given, kind) // 2))
+      try:
+        for outcome in part(Path(folder), random.Random(given.seed), count):
+          outcomes[outcome] += 1
+      finally:  # also of what was interrupted
+        print(f'{name:<20} ' + ', '.join(f'{number} {outcome}' for outcome, number in outcomes.items()), flush=True)
     faults += sum(number for outcome, number in outcomes.items() if outcome not in ('same', 'said'))
-    print(f'{name:<20} ' + ', '.join(f'{number} {outcome}' for outcome, number in outcomes.items()), flush=True)
   print(f'{faults} faults')
   return int(faults > 0)
 

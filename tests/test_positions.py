@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_lib.positions import FourierFeatures, Rotary, grid, indices
+from perceiver_lib.positions import FourierFeatures, Rotary, grid, indices, resampled
 from tests.reference import make_golden
 from tests.support import assert_close
 
@@ -28,6 +28,15 @@ def test_the_two_grids_differ_by_at_most_two_cells_in_n():
 
 def test_indices_are_row_major():
   assert indices((2, 3)).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+
+
+def test_a_grid_on_other_cells_is_what_torch_calls_bicubic():
+  cells = np.array([[1.0, -2, 4], [0, 3, -1]])
+  # torch.nn.functional.interpolate(cells, size=(3, 4), mode='bicubic', align_corners=False)
+  expected = [[1.339522, -1.919837, -0.345924, 4.926999], [0.5, 0.390137, 0.860352, 1.571777],
+              [-0.339522, 2.700111, 2.066627, -1.783444]]  # fmt: skip
+  np.testing.assert_allclose(resampled(cells[..., None], (3, 4))[..., 0], expected, atol=1e-6)
+  np.testing.assert_array_equal(resampled(cells[..., None], (2, 3))[..., 0], cells)
 
 
 def test_fourier_features_of_the_wrong_position():

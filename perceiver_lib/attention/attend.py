@@ -71,7 +71,7 @@ def attend(
     values = rearrange(jnp.concatenate([k, v], axis=-1), 'b h j c -> b j h c')
     tokens = Tokens(values=values, time=key_time, valid=key_valid)
     stream = KeyStream(project=_SplitKeysAndValues(k.shape[-1]), params=(), tokens=tokens)
-    output = _streamed(q, (stream,), _Rule(query_time, key_time, key_valid), chunk_size)
+    output = _streamed(q, (stream,), _Rule(query_time, key_time, key_valid), chunk_size, (stream,))
   return output.astype(v.dtype)
 
 
@@ -99,7 +99,7 @@ class _SplitKeysAndValues:
 def _dense(
   q: Array, k: Array, v: Array, rule: _Rule, shown: Callable[[], Array] | None = None
 ) -> Float[Array, 'b h i v']:
-  """`shown` makes the keys of a map, where those of what no query may read were zeroed."""
+  """`shown` makes the keys of a map, which has logits of what no query may read too."""
   logits = scaled_logits(q, k)
   state = PartialSoftmax.empty(q.shape[:3], v.shape[-1], logits.dtype).fold(logits, rule(), v)
 
@@ -110,11 +110,13 @@ def _dense(
   return state.output()
 
 
-def _streamed(q: Array, streams: tuple[KeyStream, ...], rule: _Rule, chunk_size: int) -> Float[Array, 'b h i v']:
+def _streamed(
+  q: Array, streams: tuple[KeyStream, ...], rule: _Rule, chunk_size: int, shown: tuple[KeyStream, ...]
+) -> Float[Array, 'b h i v']:
   output, log_sum_exp = streamed_attend(q, streams, rule.query_time, chunk_size)
 
   def logits(heads: Chosen, queries: Chosen) -> Float[Array, 'b h i j']:
-    return streamed_logits(q[:, heads][:, :, queries], streams, chunk_size, heads)
+    return streamed_logits(q[:, heads][:, :, queries], shown, chunk_size, heads)
 
   record_weights(log_sum_exp, logits, rule)
   return output
@@ -252,13 +254,14 @@ def read(
   rule = _Rule(query_time, joined_times(tokens), joined_validity(tokens))
   num_keys = sum(source.num_tokens for source in tokens)
   chunk_size = chunk_size or choose_chunk_size(q.shape[0] * q.shape[1] * q.shape[2], num_keys)
-  if chunk_size is None and (rule.query_time is None or rule.key_time is None):
-    return _dense(q, *keys_and_values(sources), rule)
-  if chunk_size is None:
+  seen = sources
+  if rule.query_time is not None and rule.key_time is not None:
     last = query_time.max(axis=1, keepdims=True)
-    k, v = keys_and_values([(readable(source, last), reader) for source, reader in sources])
-    return _dense(q, k, v, rule, lambda: keys_and_values(sources)[0])
-  return _streamed(q, tuple(key_stream(source, reader) for source, reader in sources), rule, chunk_size)
+    seen = [(readable(source, last), reader) for source, reader in sources]
+  if chunk_size is None:
+    return _dense(q, *keys_and_values(seen), rule, lambda: keys_and_values(sources)[0])
+  streams, shown = (tuple(key_stream(source, reader) for source, reader in each) for each in (seen, sources))
+  return _streamed(q, streams, rule, chunk_size, shown)
 
 
 def keys_and_values(

@@ -43,6 +43,10 @@ class Band:
       return f'<= {self.max:g}'
     return f'>= {self.min:g}' if self.max == float('inf') else f'{self.min:g} to {self.max:g}'
 
+  @classmethod
+  def from_json(cls, entry: Mapping[str, Any]) -> Band:
+    return cls(**{name: value for name, value in entry.items() if value is not None})
+
   def as_json(self) -> dict[str, float | str | None]:
     finite = {'min': self.min, 'max': self.max}
     bounds = {name: None if abs(bound) == float('inf') else bound for name, bound in finite.items()}
@@ -61,8 +65,39 @@ class Declaration:
   figures: tuple[str, ...]
   metrics: Mapping[str, Mapping[str, Band]]
 
-  def bands(self, profile: str) -> dict[str, Band]:
-    return {name: by_profile[profile] for name, by_profile in self.metrics.items() if profile in by_profile}
+  def judged(self, records: Mapping[str, Mapping[str, Any]], profile: str) -> dict[str, dict[str, Any]]:
+    """Logged metrics by name, each with the profile's band and whether its value lies there, None without a band."""
+    found = {}
+    for name, record in records.items():
+      band, value = self.metrics.get(name, {}).get(profile), record['value']
+      within = None if band is None else not isinstance(value, str) and value in band
+      found[name] = {**record, 'band': band and band.as_json(), 'in_band': within}
+    return found
+
+  def problems(
+    self, judged: Mapping[str, Mapping[str, Any]], saved: Mapping[str, bool], *, bands_bind: bool
+  ) -> list[str]:
+    """What is missing or off, a sentence each; none = the notebook is complete.
+
+    Args:
+      judged: what `judged` says of the logged metrics.
+      saved: by the slug of each figure, whether its files are there.
+      bands_bind: whether a value outside its band is a problem.
+    """
+    found = [f'metric {name!r} was declared but not logged' for name in self.metrics if name not in judged]
+    for name, record in judged.items():
+      value = record['value']
+      if isinstance(value, str):
+        found.append(f'metric {name!r} is {value}, not a finite number')
+      elif bands_bind and record['in_band'] is False:
+        band = Band.from_json(record['band'])
+        found.append(f'metric {name!r} is {value:.6g}, outside its band {band} ({band.reason})')
+    for slug in self.figures:
+      if slug not in saved:
+        found.append(f'figure {slug!r} was declared but not saved')
+      elif not saved[slug]:
+        found.append(f'figure {slug!r} was saved but its file is gone')
+    return found
 
 
 def load_declarations(path: Path) -> dict[str, Declaration]:
@@ -103,7 +138,7 @@ def _band(entry: Mapping[str, object], where: str) -> Band:
   fits = all(map(finite, bounds.values())) and isinstance(reason, str) and reason.strip()
   if not bounds or not fits or set(entry) - {'min', 'max', 'reason'}:
     raise RequestError(f'Band {where} must hold min or max (numbers) and a reason; it holds {dict(entry)}.')
-  band = Band(**{name: float(bound) for name, bound in bounds.items()}, reason=reason)
+  band = Band.from_json({**{name: float(bound) for name, bound in bounds.items()}, 'reason': reason})
   if band.min > band.max:
     raise RequestError(f'Band {where} has min {band.min:g} above max {band.max:g}.')
   return band

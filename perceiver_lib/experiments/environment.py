@@ -7,7 +7,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from perceiver_lib.experiments.errors import RequestError
 
@@ -88,6 +90,11 @@ def git_commit(root: Path) -> tuple[str, bool]:
     return git('rev-parse', '--short=12', 'HEAD'), bool(git('status', '--porcelain', '--untracked-files=no'))
   except (OSError, subprocess.CalledProcessError):
     return 'unknown', False
+
+
+def commit_name(environment: Mapping[str, Any]) -> str:
+  """The commit of a stamp, with a "+" where files differed from it."""
+  return environment['commit'] + ('+' if environment['uncommitted_changes'] else '')
 
 
 def kernel_environment() -> dict[str, str]:

@@ -59,7 +59,8 @@ def save_figure_files(figure: Any, folder: Path, slug: str, *, alt: str, stamp: 
 def is_blank(figure: Any) -> bool:
   """Whether a figure shows nothing: every visible axes (colour bars aside) has one colour inside its frame.
 
-  Catches empty axes, images of a constant and lines of NaN, which all look like success to a program.
+  Catches empty axes, images of a constant and lines of NaN, which all look like success to a program. A heat map whose
+  colours run between given ends (`vmin`, `vmax`) says something even where all its values are the same.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -71,6 +72,8 @@ def is_blank(figure: Any) -> bool:
   if not shown:
     return not _varies(pixels)
   for axes in shown:
+    if any(_on_a_scale(child) for child in axes.get_children()):
+      return False
     box = axes.get_window_extent()
     left, right = int(box.x0) + 3, int(box.x1) - 3
     top, bottom = height - int(box.y1) + 3, height - int(box.y0) - 3
@@ -89,6 +92,17 @@ def show_in_notebook(figure: Any, png: Path, alt: str) -> None:
 
   width = round(figure.get_size_inches()[0] * 96)
   display(Image(png.read_bytes(), width=width, alt=alt))
+
+
+def _on_a_scale(artist: Any) -> bool:
+  """Whether it maps numbers to colours between ends that were given, and do not follow from the numbers."""
+  values = artist.get_array() if hasattr(artist, 'get_clim') else None
+  finite = np.ma.masked_invalid([] if values is None or np.ndim(values) == 3 else values).compressed()
+  if not finite.size:
+    return False
+  low, high = finite.min(), finite.max()
+  margin = (0.1 * abs(low) or 0.1) if low == high else 0.0  # by which a colour bar moves equal ends apart
+  return not any(np.allclose(artist.get_clim(), own) for own in ((low, high), (low - margin, high + margin)))
 
 
 def _varies(pixels: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from perceiver_lib.experiments.accept import read_history
+from perceiver_lib.experiments.environment import commit_name
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import (
   METRIC,
@@ -68,6 +69,7 @@ def collect(folder: Path) -> dict[str, Any]:
   devices = sorted({notebook['device'] for notebook in notebooks if notebook['device']})
   return {
     'run': run,
+    'commit': commit_name(run),
     'profile_meaning': PROFILES[run['profile']],
     'notebooks': notebooks,
     'complete': complete,

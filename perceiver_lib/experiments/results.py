@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from perceiver_lib.experiments.environment import commit_name
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.files import (
   JUDGED_METRIC,
@@ -119,7 +120,8 @@ def keep_weights(run: Path, folder: Path) -> list[str]:
     The names of the files that were written; those of notebooks that the run does not hold stay as they are.
 
   Raises:
-    RequestError, DamagedFile: if the run is not complete, damaged, a smoke run or has changed parameters.
+    RequestError, DamagedFile: if the run is not complete, damaged, a smoke run or has changed parameters, or if weights
+      are not those that it ended with.
   """
   manifests = accepted_manifests(run)
   index = read_json(folder / 'index.json', _INDEX) or {}
@@ -131,9 +133,11 @@ def keep_weights(run: Path, folder: Path) -> list[str]:
         continue
       if entry['metric'] not in manifest['metrics']:
         raise RequestError(f'{published} is judged by {entry["metric"]!r}, which {name} did not log; mend index.json.')
+      if (sha256 := file_hash(file)) != manifest.get('weights', {}).get(file.name):
+        raise RequestError(f'{file} is not what the run of {name} ended with; run it again.')
       with replacing(folder / published) as aside:
         shutil.copyfile(file, aside)
-      entry['value'], entry['sha256'] = manifest['metrics'][entry['metric']]['value'], file_hash(file)
+      entry['value'], entry['sha256'] = manifest['metrics'][entry['metric']]['value'], sha256
       written.append(published)
   write_json(folder / 'index.json', index)
   return written
@@ -150,7 +154,7 @@ def result_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
       'seed': manifest['seed'],
       'device': environment['device'],
       'date': manifest['finished'][:10],
-      'commit': environment['commit'] + ('+' if environment['uncommitted_changes'] else ''),
+      'commit': commit_name(environment),
     }
     for metric in manifest['metrics'].values()
   ]

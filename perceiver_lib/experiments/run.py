@@ -27,7 +27,7 @@ from typing import Any
 
 from perceiver_lib.experiments.bands import FILE_NAME as BANDS_FILE
 from perceiver_lib.experiments.bands import Declaration, load_declarations
-from perceiver_lib.experiments.environment import Stamp, environment_stamp
+from perceiver_lib.experiments.environment import Stamp, commit_name, environment_stamp
 from perceiver_lib.experiments.errors import RequestError
 from perceiver_lib.experiments.figures import save_figure_files, show_in_notebook
 from perceiver_lib.experiments.files import (
@@ -124,7 +124,6 @@ class Run:
   ):
     self.notebook, self.profile, self.seed, self.directory = notebook, profile, seed, directory
     self._declared = declared
-    self._bands = declared.bands(profile) if declared else {}
     self._bands_bind = bands_bind
     self._committed = {path.name: path for path in weights}
     self._loaded: dict[str, str] = {}
@@ -293,7 +292,7 @@ class Run:
       'notebook': self.notebook,
       'profile': self.profile,
       'seed': str(self.seed),
-      'commit': self._environment['commit'] + ('+' if self._environment['uncommitted_changes'] else ''),
+      'commit': commit_name(self._environment),
     }
     folder = self.directory / 'figures'
     files = save_figure_files(figure, folder, slug, alt=alt, stamp=stamp)
@@ -309,20 +308,13 @@ class Run:
     Raises:
       RunIncomplete: listing everything that is missing or off. The manifest then says "failed".
     """
-    metrics = {name: self._judged(record) for name, record in self._metrics.items()}
-    declared = self._declared or Declaration(figures=tuple(self._figures), metrics={name: {} for name in metrics})
-    problems = [f'metric {name!r} was declared but not logged' for name in declared.metrics if name not in metrics]
-    for name, record in metrics.items():
-      value, band = record['value'], self._bands.get(name)
-      if isinstance(value, str):
-        problems.append(f'metric {name!r} is {value}, not a finite number')
-      elif self._bands_bind and record['in_band'] is False:
-        problems.append(f'metric {name!r} is {value:.6g}, outside its band {band} ({band.reason})')
-    for slug in declared.figures:
-      if slug not in self._figures:
-        problems.append(f'figure {slug!r} was declared but not saved')
-      elif not all((self.directory / 'figures' / file).is_file() for file in self._figures[slug]['files']):
-        problems.append(f'figure {slug!r} was saved but its file is gone')
+    declared = self._declared or Declaration(figures=tuple(self._figures), metrics={name: {} for name in self._metrics})
+    metrics = declared.judged(self._metrics, self.profile)
+    saved = {
+      slug: all((self.directory / 'figures' / file).is_file() for file in figure['files'])
+      for slug, figure in self._figures.items()
+    }
+    problems = declared.problems(metrics, saved, bands_bind=self._bands_bind)
     manifest = {
       'schema': 2,
       'status': 'failed' if problems else 'complete',
@@ -340,6 +332,7 @@ class Run:
       'loaded_weights': self._loaded,
       'metrics': metrics,
       'figures': list(self._figures.values()),
+      'weights': {path.name: file_hash(path) for path in sorted((self.directory / WEIGHTS).glob('*.safetensors'))},
     }
     write_json(self.directory / 'manifest.json', manifest)
     if problems:
@@ -348,16 +341,6 @@ class Run:
     if self._loaded:
       shown += f', not trained here: {", ".join(self._loaded)}'
     print(f'{self.notebook} ({self.profile}) is complete: {shown}, {manifest["seconds"]:.0f} s.')
-
-  def _judged(self, record: dict[str, Any]) -> dict[str, Any]:
-    band = self._bands.get(record['metric'])
-    if band is None:
-      return {**record, 'band': None, 'in_band': None}
-    return {
-      **record,
-      'band': band.as_json(),
-      'in_band': not isinstance(record['value'], str) and record['value'] in band,
-    }
 
 
 def _interactive_directory() -> Path:

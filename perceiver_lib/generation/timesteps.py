@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
-from jaxtyping import Array, Num
+from jaxtyping import Array, Int, Num
 
 from perceiver_lib.attention.caching import put
 from perceiver_lib.decoder import IdentityDecoderConfig
@@ -65,16 +65,26 @@ def generate(
 
   Returns:
     The new values `[b, num_steps, ...]`.
+
+  Raises:
+    FloatingPointError: if what a timestep is chosen from is NaN; not inside an outer `jax.jit`.
   """
   if history.shape[1] < 1 or num_steps < 1:
     raise ValueError(f'Generation needs at least one known and one new timestep; got {history.shape[1]}, {num_steps}.')
   graphdef, params = nnx.split(model)
   functions = (choose, tokens_of)
-  return _generate(params, history, queries, source, seed, graphdef, num_steps, window, functions)
+  values, whole = _generate(params, history, queries, source, seed, graphdef, num_steps, window, functions)
+  if not isinstance(whole, jax.core.Tracer) and whole < num_steps:
+    raise FloatingPointError(
+      f'The outputs of new timestep {whole} are NaN, so that nothing can be chosen: check the values of the history, '
+      "and the model's weights."
+    )
+  return values
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
 def _generate(params, history, queries, source, seed, graphdef, num_steps: int, window: TimestepWindow, functions):
+  """The new values, and how many timesteps were chosen before the first NaN."""
   choose, tokens_of = functions
   model, num_known, key = nnx.merge(graphdef, params), history.shape[1], jax.random.key(seed)
   s = model.config.latents.num_latents
@@ -92,12 +102,17 @@ def _generate(params, history, queries, source, seed, graphdef, num_steps: int, 
     asked = jax.tree.map(lambda tokens: _at(tokens, time), queries, is_leaf=lambda x: isinstance(x, Tokens))
     return model.decode(latents_so_far(model, cache), asked)
 
-  def choose_next(cache: UnifiedCache, newest: Array, values: Array, index: Array) -> Array:
-    chosen = choose(outputs(cache, newest), jax.random.fold_in(key, index))
-    return put(values, chosen[:, None].astype(values.dtype), num_known + index)
+  def choose_next(
+    cache: UnifiedCache, newest: Array, values: Array, whole: Array, index: Array
+  ) -> tuple[Array, Int[Array, '']]:
+    found = outputs(cache, newest)
+    is_nan = functools.reduce(jnp.logical_or, (jnp.isnan(leaf).any() for leaf in jax.tree.leaves(found)))
+    chosen = choose(found, jax.random.fold_in(key, index))
+    values = put(values, chosen[:, None].astype(values.dtype), num_known + index)
+    return values, jnp.where(is_nan, jnp.minimum(whole, index), whole)
 
-  def grow(index: Array, carry: tuple[UnifiedCache, Array]) -> tuple[UnifiedCache, Array]:
-    cache, values = carry
+  def grow(index: Array, carry: tuple[UnifiedCache, Array, Array]) -> tuple[UnifiedCache, Array, Array]:
+    cache, values, whole = carry
 
     def refill() -> tuple[UnifiedCache, Array]:
       first = num_known + index - window.num_kept
@@ -109,16 +124,16 @@ def _generate(params, history, queries, source, seed, graphdef, num_steps: int, 
       return grown, latents.values
 
     cache, newest = jax.lax.cond(cache.next_step == window.max_timesteps, refill, append)
-    return cache, choose_next(cache, newest, values, index)
+    return cache, *choose_next(cache, newest, values, whole, index)
 
   values = jnp.concatenate(
     [history, jnp.zeros((history.shape[0], num_steps, *history.shape[2:]), history.dtype)], axis=1
   )
   first = num_known if num_known <= window.max_timesteps else window.num_kept
   cache, newest = read_again(history[:, num_known - first :])
-  values = choose_next(cache, newest, values, jnp.int32(0))
-  _, values = jax.lax.fori_loop(1, num_steps, grow, (cache, values))
-  return values[:, num_known:]
+  values, whole = choose_next(cache, newest, values, jnp.int32(num_steps), jnp.int32(0))
+  _, values, whole = jax.lax.fori_loop(1, num_steps, grow, (cache, values, whole))
+  return values[:, num_known:], whole
 
 
 def _at(tokens: Tokens, time: Array) -> Tokens:

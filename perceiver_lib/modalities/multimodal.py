@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from perceiver_lib.adapters import AdapterConfig, table_initializer
 from perceiver_lib.modalities.audio import audio_positions, audio_tokens
@@ -30,11 +31,14 @@ class ModalityAdaptersConfig:
       more for inputs, 2 for queries).
     masked: modalities of which the model is to see nothing but how many tokens there are: each token's channels are the
       modality's trainable mask token (the label, in autoencoding of labelled videos). None = there are no mask tokens.
+    masked_where_zero: modalities of which that holds for tokens of zeros only, as in training, where half of the labels
+      are hidden.
   """
 
   modalities: tuple[tuple[str, AdapterConfig], ...]
   num_channels: int
   masked: tuple[str, ...] | None = None
+  masked_where_zero: tuple[str, ...] = ()
 
   def __post_init__(self):
     check_counts(self, 'num_channels')
@@ -47,8 +51,11 @@ class ModalityAdaptersConfig:
         f'The common width must exceed that of every modality, {widest[1].num_channels} for {widest[0]!r}; '
         f'got {self.num_channels}.'
       )
-    if not set(self.masked or ()) <= set(dict(self.modalities)):
-      raise ValueError(f'masked must name modalities, {", ".join(dict(self.modalities))}; got {self.masked}.')
+    for field in ('masked', 'masked_where_zero'):
+      if not set(getattr(self, field) or ()) <= set(names):
+        raise ValueError(f'{field} must name modalities, {", ".join(names)}; got {getattr(self, field)}.')
+    if self.masked is None and self.masked_where_zero:
+      raise ValueError('masked_where_zero needs mask tokens: masked=() gives every modality one.')
 
   def build(self, rngs: nnx.Rngs) -> Mapping[str, PaddedAdapter]:
     return nnx.Dict({name: PaddedAdapter(self, name, rngs=rngs) for name, _ in self.modalities})
@@ -63,26 +70,37 @@ class PaddedAdapter(nnx.Module):
     self.padding = nnx.Param(draw(rngs.params(), (width - adapter.num_channels,)))
     self.mask_token = None if config.masked is None else nnx.Param(draw(rngs.params(), (width,)))
     self.masked = name in (config.masked or ())
+    self.masked_where_zero = name in config.masked_where_zero
 
   def __call__(self, tokens: Tokens) -> Float[Array, 'b m c']:
     if self.masked:
       return jnp.broadcast_to(self.mask_token[...], (*tokens.values.shape[:2], self.mask_token.shape[0]))
     channels = self.adapter(tokens)
     padding = jnp.broadcast_to(self.padding[...], (*channels.shape[:2], self.padding.shape[0]))
-    return jnp.concatenate([channels, padding], axis=-1)
+    channels = jnp.concatenate([channels, padding], axis=-1)
+    if self.masked_where_zero:
+      known = (tokens.values != 0).reshape(*channels.shape[:2], -1).any(axis=-1, keepdims=True)
+      channels = jnp.where(known, channels, self.mask_token[...][None, None])
+    return channels
 
 
 def autoencoding_inputs(
-  frames: Num[AnyArray, 'b t y x 3'], samples: Num[AnyArray, 'b l'], *, num_labels: int = 700
+  frames: Num[AnyArray, 'b t y x 3'],
+  samples: Num[AnyArray, 'b l'],
+  *,
+  labels: Int[AnyArray, 'b'] | None = None,
+  num_labels: int = 700,
 ) -> dict[str, Tokens]:
   """What `PerceiverIOConfig.paper_multimodal` reads: blocks of 4 x 4 pixels, patches of 16 samples, a masked label.
 
   Args:
     frames: in [0, 1]; 16 of 224 x 224 in the released model.
     samples: in [-1, 1]; 30,720 in the released model.
+    labels: known to a model with `masked_where_zero=('label',)`, -1 = hidden (half of them in the paper's training).
     num_labels: width of the label, whose mask token stands in for any.
   """
-  label = Tokens(values=jnp.zeros((len(samples), 1, num_labels)))
+  hidden = jnp.full(len(samples), -1)
+  label = Tokens(values=jax.nn.one_hot(hidden if labels is None else labels, num_labels)[:, None])
   return {'audio': audio_tokens(samples), 'image': video_tokens(frames, (1, 4, 4)), 'label': label}
 
 

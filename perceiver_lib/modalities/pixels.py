@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Num
+from jaxtyping import Array, Float32, Num, UInt8
 
 from perceiver_lib.adapters import FeatureAdapterConfig, LearnedPositions
-from perceiver_lib.positions import FourierFeatures, grid, indices
+from perceiver_lib.positions import FourierFeatures, grid, indices, resampled
 from perceiver_lib.tokens import Tokens
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue in [0, 1]."""
+
+
+def imagenet_image(photograph: UInt8[np.ndarray, 'y x 3'], size: int = 224) -> Float32[np.ndarray, 'size size 3']:
+  """A photograph as the released ImageNet models take it: its middle, 7/8 of the shorter side, resized, normalised.
+
+  As in the colab of deepmind-research's `perceiver`; transformers smooths before it makes an image smaller.
+  """
+  height, width = photograph.shape[:2]
+  side = max(int(0.875 * min(height, width)), 1)
+  top, left = (height - side + 1) // 2, (width - side + 1) // 2
+  square = resampled(photograph[top : top + side, left : left + side], (size, size)).round().clip(0, 255) / 255
+  return ((square - IMAGENET_MEAN) / IMAGENET_DEVIATION).astype(np.float32)
 
 
 def pixel_tokens(images: Num[Array, 'b y x c'], *, integer_positions: bool = False) -> Tokens:

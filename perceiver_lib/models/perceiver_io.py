@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import jax.numpy as jnp
+import numpy as np
 from einops import repeat
 from flax import nnx
 from jaxtyping import Array, Float
@@ -20,6 +22,7 @@ from perceiver_lib.decoder import Decoder, DecoderConfig
 from perceiver_lib.models.convolution import ConvolutionConfig
 from perceiver_lib.models.perceiver_io_sizes import PublishedSizes
 from perceiver_lib.models.released import Released
+from perceiver_lib.positions import resampled
 from perceiver_lib.settings import check_counts
 from perceiver_lib.tokens import Tokens, refuse_empty
 
@@ -92,6 +95,26 @@ class PerceiverIO(Released, nnx.Module):
     model = PerceiverIO(dataclasses.replace(self.config, decoder=decoder), rngs=rngs)
     for part in ('preprocessor', 'input_adapter', 'latents', 'cross_attends', 'blocks'):
       setattr(model, part, nnx.clone(getattr(self, part)))
+    return model
+
+  def with_grid(self, shape: tuple[int, ...]) -> PerceiverIO:
+    """A copy for images of another size, with learned positions that are `positions.resampled` from this model's.
+
+    Raises:
+      ValueError: if there are no learned positions over as many axes.
+    """
+    adapter = self.config.input_adapter
+    if len(getattr(position := getattr(adapter, 'position', None), 'shape', ())) != len(shape):
+      raise ValueError(f'The inputs have no table of positions over {len(shape)} axes; they have {position}.')
+    positions = dataclasses.replace(position, shape=tuple(shape))
+    adapter = dataclasses.replace(adapter, position=positions)
+    model = nnx.clone(self)
+    model.config = dataclasses.replace(self.config, input_adapter=adapter)
+    model.input_adapter.config, model.input_adapter.position.config = adapter, positions
+    table = model.input_adapter.position.table
+    cells = np.asarray(table[...]).reshape(*position.shape, position.num_channels)
+    resized = resampled(cells, shape).reshape(-1, position.num_channels)
+    model.input_adapter.position.table = table.replace(jnp.asarray(resized, table.dtype))
     return model
 
   def encode(

@@ -178,6 +178,7 @@ class PublishedSizes:
     num_labels: int = 700,
     num_label_channels: int = 1024,
     num_outputs: int = 512,
+    known_labels: bool = False,
   ) -> Config:
     """A labelled video with sound in and out; the label is masked, so that its output classifies the video.
 
@@ -187,6 +188,7 @@ class PublishedSizes:
       num_samples: of the sound, whose tokens are patches of `samples_per_patch`.
       num_label_channels: of the label's learned query.
       num_outputs: channels before the heads of the modalities.
+      known_labels: for training: a label is masked only where it is hidden (`multimodal.autoencoding_inputs`).
     """
     video = FourierFeatures(num_bands=32, max_resolution=video_cells)
     sound = FourierFeatures(num_bands=192, max_resolution=(num_samples,))
@@ -207,7 +209,10 @@ class PublishedSizes:
     )
     return cls(
       input_adapter=ModalityAdaptersConfig(
-        modalities=tuple(inputs.items()), num_channels=num_channels, masked=('label',)
+        modalities=tuple(inputs.items()),
+        num_channels=num_channels,
+        masked=() if known_labels else ('label',),
+        masked_where_zero=('label',) if known_labels else (),
       ),
       num_latents=num_latents,
       num_latent_channels=num_latent_channels,

@@ -22,6 +22,10 @@ training unless told otherwise; here nothing is dropped unless `LayerConfig.drop
 
 krasserm's Perceiver IO models are those of DeepMind again, and its own fine-tuned ones, as well as what anybody trained
 in transformers, want mode='hugging_face'. Its Perceiver AR models exist once and have no mode.
+
+Around the weights: photographs as the ImageNet models take them (`modalities.pixels.imagenet_image`), another image
+size for learned positions (`PerceiverIO.with_grid`), known and hidden labels of videos (`modalities.multimodal`), piano
+music as events (`modalities.midi_events`) and text as pieces of words (`modalities.pieces`).
 """
 
 from __future__ import annotations

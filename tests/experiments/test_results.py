@@ -36,6 +36,7 @@ def write_run(
   picture=None,
   vector='',
   seed=3,
+  weights=(),
 ):
   """A run of complete notebooks, each with one banded and one bare metric, and one figure."""
   from PIL import Image
@@ -65,9 +66,13 @@ def write_run(
       'num_parameters': metric('num_parameters', 42135859, unit='', baseline=None, baseline_value=None, paper=42135859),
     }
     files = {path.name: file_hash(path) for path in sorted((place / 'figures').iterdir())}
+    (place / 'weights').mkdir()
+    for trained in weights:
+      (place / 'weights' / f'{trained}.safetensors').write_text(trained)
     manifest = {'status': status, 'problems': [], 'notebook': name, 'profile': profile, 'seed': seed,
                 'metrics': metrics, 'finished': '2026-01-02T04:05:06+00:00', 'environment': environment, 'data': [],
                 'sizes': {'steps': 900},
+                'weights': {path.name: file_hash(path) for path in (place / 'weights').iterdir()},
                 'figures': [{'slug': 'curve', 'alt': 'A "line" & more', 'files': files}]}  # fmt: skip
     (place / 'manifest.json').write_text(json.dumps(manifest))
     result = {'notebook': name, 'status': status, 'seconds': 61.0, 'message': '',
@@ -121,14 +126,15 @@ def test_the_weights_that_the_index_names_are_kept_with_their_hash_and_score(tmp
   (folder / 'index.json').write_text(
     json.dumps({'01_main.safetensors': {'metric': 'accuracy'}, '02_main.safetensors': other})
   )
-  run = write_run(tmp_path / 'run')
-  (run / '01_images' / 'weights').mkdir()
-  for name in ('main', 'unnamed'):
-    (run / '01_images' / 'weights' / f'{name}.safetensors').write_text(name)
+  run = write_run(tmp_path / 'run', weights=('main', 'unnamed'))
   assert keep_weights(run, folder) == ['01_main.safetensors']
   assert sorted(path.name for path in folder.iterdir()) == ['01_main.safetensors', 'index.json']
   found = {'metric': 'accuracy', 'value': 97.0, 'sha256': file_hash(folder / '01_main.safetensors')}
   assert read_json(folder / 'index.json') == {'01_main.safetensors': found, '02_main.safetensors': other}
+  (run / '01_images' / 'weights' / 'main.safetensors').write_text('of another run')
+  with pytest.raises(RequestError, match='is not what the run of 01_images ended with'):
+    keep_weights(run, folder)
+  assert read_json(folder / 'index.json')['01_main.safetensors'] == found
   with pytest.raises(RequestError, match='ran with changed parameters'):
     keep_weights(write_run(tmp_path / 'loaded', overrides={'train': False}), folder)
 

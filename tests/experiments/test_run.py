@@ -302,7 +302,9 @@ def test_a_large_drawing_is_kept_as_pixels_only(folder):
   assert [path.name for path in (folder / 'figures').iterdir()] == ['cloud.png']
 
 
-@pytest.mark.parametrize('kind', ['nothing', 'empty axes', 'line of nan', 'constant image', 'constant with colour bar'])
+@pytest.mark.parametrize(
+  'kind', ['nothing', 'empty axes', 'line of nan', 'constant image', 'constant with colour bar', 'nan on a scale']
+)
 def test_a_blank_figure_is_refused(folder, kind):
   from matplotlib.figure import Figure
 
@@ -315,13 +317,17 @@ def test_a_blank_figure_is_refused(folder, kind):
       image = axes.imshow(np.full((3, 5), 0.2))
       if kind.endswith('bar'):
         figure.colorbar(image)
+    elif kind.endswith('scale'):
+      axes.imshow(np.full((3, 5), np.nan), vmin=0, vmax=1)
   run = open_run(folder, metrics=[], figures=['curve'])
   with pytest.raises(RequestError, match='is blank'):
     run.save_figure(figure, 'curve', alt='Nothing.')
   assert not (folder / 'figures').exists()
 
 
-@pytest.mark.parametrize('kind', ['line', 'image', 'two panels, one unused', 'text', 'outside of axes'])
+@pytest.mark.parametrize(
+  'kind', ['line', 'image', 'constant on a scale', 'two panels, one unused', 'text', 'outside of axes']
+)
 def test_a_figure_that_shows_something_is_not_blank(kind):
   from matplotlib.figure import Figure
 
@@ -330,6 +336,8 @@ def test_a_figure_that_shows_something_is_not_blank(kind):
     figure.subplots().plot([1, 2])
   elif kind == 'image':
     figure.subplots().imshow(np.arange(15).reshape(3, 5))
+  elif kind == 'constant on a scale':
+    figure.subplots().pcolormesh(np.full((3, 5), 0.2), vmin=0, vmax=1)
   elif kind == 'two panels, one unused':
     figure.subplots(1, 2)[1].plot([1, 2])
   elif kind == 'text':

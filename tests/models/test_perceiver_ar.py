@@ -222,18 +222,6 @@ def test_without_a_stack_another_number_of_latents_gives_the_same_last_outputs()
   assert not np.allclose(deep[0][:, -4:], deep[1], atol=1e-3)
 
 
-def test_streamed_and_dense_reads_have_equal_gradients():
-  tokens = Tokens(values=jnp.asarray(ids(5, 11)), valid=jnp.asarray(MASKS))
-  graphdef, params = nnx.split(tiny(scale=0.1))
-
-  def loss(params, chunk_size):
-    logits = nnx.merge(graphdef, params)(tokens, chunk_size=chunk_size)
-    return jnp.where(logits.valid[..., None], jnp.sin(logits.values), 0.0).sum()
-
-  gradient = jax.jit(jax.grad(loss), static_argnums=1)
-  assert_close(gradient(params, 4), gradient(params, None), 10 * ROUNDING)
-
-
 def test_positions_of_several_axes_come_from_data():
   adapter = EmbeddingAdapterConfig(
     num_embeddings=VOCABULARY, num_channels=16, position=FactoredPositions(shape=(3, 5), num_channels=16)

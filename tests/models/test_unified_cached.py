@@ -176,7 +176,7 @@ def test_tokens_are_generated_as_by_recomputation_and_by_a_beam_of_one():
   assert np.all(three.log_probabilities[:, 0] >= one.log_probabilities[:, 0])
 
 
-def test_draws_depend_on_the_seed_and_on_nothing_else():
+def test_draws_depend_on_the_seed_and_on_nothing_else_and_never_on_nan():
   model, history = model_of(frames=False), jnp.array([[7], [8]], jnp.int32)
 
   def draw(outputs, key):
@@ -185,6 +185,9 @@ def test_draws_depend_on_the_seed_and_on_nothing_else():
   settings = {'num_steps': 5, 'window': TimestepWindow(max_timesteps=3, num_kept=2)}
   run = functools.partial(generate, model, history, choose=draw, tokens_of=letter_tokens, **settings)
   assert np.array_equal(run(seed=1), run(seed=1)) and not np.array_equal(run(seed=1), run(seed=2))
+  model.input_adapter.embedding[...] = jnp.full_like(model.input_adapter.embedding[...], jnp.nan)
+  with pytest.raises(FloatingPointError, match='outputs of new timestep 0 are NaN'):
+    run(seed=1)
 
 
 def test_refuses_what_it_cannot_do():

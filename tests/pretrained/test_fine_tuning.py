@@ -1,17 +1,21 @@
-"""Released weights under a new decoder: what is frozen stays to the bit, and the rest learns."""
+"""Released weights under a new decoder and at another image size: what is frozen stays to the bit, the rest learns."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from perceiver_lib import LayerConfig, Tokens, cross_entropy, fit, load_pretrained
 from perceiver_lib.decoder import DecoderConfig
+from perceiver_lib.modalities.pixels import pixel_tokens
 from perceiver_lib.parameters import count, frozen
+from perceiver_lib.positions import resampled
 from perceiver_lib.queries import LearnedQueries
 from tests.pretrained.golden_files import golden
+from tests.support import compiled
 
 
 def test_a_classification_query_learns_while_the_encoder_stays_as_released(tmp_path):
@@ -43,3 +47,17 @@ def test_a_classification_query_learns_while_the_encoder_stays_as_released(tmp_p
   assert len(kept) > 30
   for path in kept:
     np.testing.assert_array_equal(found[path][...], expected[path][...], err_msg=str(path))
+
+
+def test_learned_positions_go_to_another_image_size(tmp_path):
+  released = load_pretrained(golden('hugging_face_learned').write(tmp_path))
+  table = np.asarray(released.input_adapter.position.table[...])
+  larger = released.with_grid((5, 4))
+  image = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 4, 3)), jnp.float32)
+  assert np.isfinite(compiled(larger, pixel_tokens(image, integer_positions=True))).all()
+  expected = resampled(table.reshape(3, 3, -1), (5, 4)).reshape(20, -1)
+  np.testing.assert_allclose(larger.input_adapter.position.table[...], expected, rtol=1e-6)
+  np.testing.assert_array_equal(released.with_grid((3, 3)).input_adapter.position.table[...], table)
+  np.testing.assert_array_equal(released.input_adapter.position.table[...], table)
+  with pytest.raises(ValueError, match='no table'):
+    released.with_grid((5, 4, 3))
