@@ -2,6 +2,7 @@
 # make test                 install, run the tests                           ARGS="-k attention"
 # make soak                 install, kill and damage runs at random, an hour   ARGS="--kills 20 --damages 30"
 # make lab                  install, open JupyterLab                         ARGS="--no-browser"
+# make gpu                  install, run what only an accelerator can show, six minutes   ARGS="--size small"
 # make parity               install torch and transformers apart, compare their models with ours    KINDS="language flow"
 # make figures              publish the newest run, if complete (or RUN=runs/<id>): figures/, results.json, RESULTS.md, README
 PYTHON ?= python3
@@ -18,9 +19,9 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 RUN_PYTHON := $(VENV)/bin/python
 
-.PHONY: reproduce test soak lab parity figures help
+.PHONY: reproduce test soak gpu lab parity figures help
 help:
-	@sed -n '1,6s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 reproduce: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
@@ -30,6 +31,9 @@ test: $(STAMP)
 
 soak: $(STAMP)
 	@$(RUN_PYTHON) -m tests.soak $(ARGS)
+
+gpu: $(STAMP)
+	@$(RUN_PYTHON) -m tests.gpu_checks $(ARGS)
 
 lab: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib lab $(if $(ARGS),-- $(ARGS))

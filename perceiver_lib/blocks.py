@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.attention.attend import Attention, KeyValueReader, read
+from perceiver_lib.attention.attend import read
 from perceiver_lib.attention.block_causal import block_causal_attend, worth_blocks
 from perceiver_lib.attention.capture import named, recording
 from perceiver_lib.attention.products import LayerNorm, Linear, added
+from perceiver_lib.attention.projections import Attention, KeyValueReader
 from perceiver_lib.attention.softmax import KEPT_BY_A_SCAN
 from perceiver_lib.positions import Rotary
 from perceiver_lib.settings import check_counts, check_numbers

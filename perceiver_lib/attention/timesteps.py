@@ -17,15 +17,10 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Bool, Float, Int
 
-from perceiver_lib.attention.attend import (
-  KeyValueReader,
-  choose_chunk_size,
-  joined_validity,
-  key_stream,
-  keys_and_values,
-)
+from perceiver_lib.attention.attend import choose_chunk_size
 from perceiver_lib.attention.capture import Chosen, record_weights
 from perceiver_lib.attention.grouped import first_segment_time, grouped_read, plan_chunks
+from perceiver_lib.attention.projections import KeyValueReader, joined_validity, key_stream, keys_and_values
 from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
 from perceiver_lib.attention.streamed import KeyStream, streamed_logits
 from perceiver_lib.settings import check_counts

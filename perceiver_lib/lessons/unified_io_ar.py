@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
-from perceiver_lib.attention.attend import KeyValueReader, attend, read
+from perceiver_lib.attention.attend import attend, read
+from perceiver_lib.attention.projections import KeyValueReader
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.decoder import DecoderConfig
 from perceiver_lib.experiments.measuring import compiled, measure, temporary_megabytes

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Int
 
-from perceiver_lib.attention.attend import KeyValueReader, read
+from perceiver_lib.attention.attend import read
+from perceiver_lib.attention.projections import KeyValueReader
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from perceiver_lib.attention.attend import KeyValueReader, attend, choose_chunk_size
+from perceiver_lib.attention.attend import attend, choose_chunk_size
 from perceiver_lib.attention.caching import LatentWindow, TokenCache, attend_cache, with_room
 from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.projections import KeyValueReader
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.models.last_inputs import on_inputs, rank_from_end, validity
 from perceiver_lib.tokens import Tokens

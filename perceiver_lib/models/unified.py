@@ -18,9 +18,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from perceiver_lib.adapters import AdapterConfig, FeatureAdapterConfig, look_up, table_initializer
-from perceiver_lib.attention.attend import joined_times, read
+from perceiver_lib.attention.attend import read
 from perceiver_lib.attention.capture import named
 from perceiver_lib.attention.products import Linear, round_operands
+from perceiver_lib.attention.projections import joined_times
 from perceiver_lib.attention.timesteps import prefix_read
 from perceiver_lib.blocks import CrossAttention, LatentBlock, LayerConfig, layer_norm, repeated
 from perceiver_lib.decoder import Decoder, DecoderConfig, IdentityDecoderConfig, output_head, scores

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from perceiver_lib.attention.attend import KeyValueReader, attend
+from perceiver_lib.attention.attend import attend
 from perceiver_lib.attention.caching import KeysAndValues, by_heads, put, rows, with_room
 from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.projections import KeyValueReader
 from perceiver_lib.attention.softmax import PartialSoftmax, scaled_logits
 from perceiver_lib.attention.streamed import cleaned
 from perceiver_lib.attention.timesteps import known, timestep_major, timestep_partials

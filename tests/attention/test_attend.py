@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perceiver_lib.attention.attend import (
-  DENSE_LOGITS,
-  Attention,
-  KeyValueReader,
-  attend,
-  choose_chunk_size,
-  read,
-)
+from perceiver_lib.attention.attend import DENSE_LOGITS, attend, choose_chunk_size, read
+from perceiver_lib.attention.projections import Attention, KeyValueReader
 from perceiver_lib.tokens import Tokens, may_attend
 from tests.reference import make_golden
 from tests.support import GOLDEN, as_users_call, assert_close, compiled, set_parameters

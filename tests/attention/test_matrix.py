@@ -19,14 +19,17 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig, LearnedPositions
-from perceiver_lib.attention.attend import attend, keys_and_values, read, reference_attend
+from perceiver_lib.attention.attend import attend, read, reference_attend
 from perceiver_lib.attention.block_causal import block_causal_attend
 from perceiver_lib.attention.caching import attend_cache, with_room
+from perceiver_lib.attention.projections import keys_and_values
 from perceiver_lib.attention.timesteps import prefix_read
 from perceiver_lib.blocks import CrossAttention, LayerConfig
 from perceiver_lib.positions import FourierFeatures, Rotary
 from perceiver_lib.tokens import SOURCE_TIME, Tokens, may_attend
 from tests.support import STREAMED, assert_close
+
+pytestmark = pytest.mark.gpu
 
 TOLERANCE = {'float32': STREAMED, 'float64': 1e-13}
 NEVER = np.iinfo(np.int32).max

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from perceiver_lib.adapters import EmbeddingAdapterConfig, FeatureAdapterConfig
-from perceiver_lib.attention.attend import KeyValueReader
 from perceiver_lib.attention.capture import capture_attention
+from perceiver_lib.attention.projections import KeyValueReader
 from perceiver_lib.attention.timesteps import may_read, prefix_read
 from perceiver_lib.blocks import CrossAttention, LayerConfig
 from perceiver_lib.positions import FourierFeatures

@@ -21,6 +21,8 @@ from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import Tokens
 from tests.support import assert_close
 
+pytestmark = pytest.mark.gpu
+
 ADAPTER = FeatureAdapterConfig(num_values=3)
 DECODER = DecoderConfig(queries=LearnedQueries(num_queries=1, num_channels=8), num_outputs=5)
 DEPTH = {'num_blocks': 3, 'num_self_attends_per_block': 1}

@@ -43,6 +43,8 @@ from tests.support import (
   value_and_gradients,
 )
 
+pytestmark = pytest.mark.gpu
+
 BATCH, STEPS, LATENTS, INPUTS, QUERIES = 2, 5, 2, 17, 7
 CHANNELS, OUTPUTS, VALUES = 14, 3, 3
 DECODER = DecoderConfig(queries=GivenQueries(num_channels=6), num_outputs=OUTPUTS)

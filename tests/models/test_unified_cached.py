@@ -30,6 +30,8 @@ from perceiver_lib.queries import LearnedQueries
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 from tests.support import assert_close
 
+pytestmark = pytest.mark.gpu
+
 BATCH, STEPS, LATENTS, VOCABULARY, PIXELS, LETTERS = 2, 7, 2, 11, 5, 3
 LETTER_ADAPTER = EmbeddingAdapterConfig(num_embeddings=VOCABULARY, num_channels=6)
 PIXEL_ADAPTER = FeatureAdapterConfig(num_values=1, position=FourierFeatures(num_bands=2, max_resolution=(PIXELS,)))
