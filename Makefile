@@ -33,7 +33,7 @@ soak: $(STAMP)
 	@$(RUN_PYTHON) -m tests.soak $(ARGS)
 
 gpu: $(STAMP)
-	@$(RUN_PYTHON) -m tests.gpu_checks $(ARGS)
+	@$(RUN_PYTHON) -m tests.experiments.gpu_checks $(ARGS)
 
 lab: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib lab $(if $(ARGS),-- $(ARGS))
