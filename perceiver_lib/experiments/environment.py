@@ -115,6 +115,11 @@ def kernel_environment() -> dict[str, str]:
   }
 
 
+def without_grammars() -> None:
+  """Before nbformat or papermill is imported: their jsonschema else compiles the grammar of IRIs for two seconds."""
+  sys.modules.setdefault('rfc3987_syntax', None)
+
+
 def _version(package: str) -> str | None:
   try:
     return importlib.metadata.version(package)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from perceiver_lib.experiments.environment import without_grammars
 from perceiver_lib.experiments.files import write_json
 from perceiver_lib.experiments.processes import describe_exit
 from perceiver_lib.files import read_json
@@ -28,6 +29,7 @@ def main(folder: Path) -> None:
 
 
 def _execute(request: dict[str, Any], output: Path) -> dict[str, str]:
+  without_grammars()
   import papermill
   from jupyter_client.provisioning import local_provisioner
   from nbclient.exceptions import DeadKernelError

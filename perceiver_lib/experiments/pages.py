@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from pathlib import Path
+from typing import Any
 
+from perceiver_lib.experiments.environment import without_grammars
 from perceiver_lib.experiments.files import write_text
+
+_ONE_AT_A_TIME = threading.Lock()
 
 # The stock template drops the alt text of pictures and loads require.js from the network.
 _TEMPLATE = """\
@@ -34,13 +40,21 @@ def write_pages(executed: Path, *, title: str) -> None:
     FileNotFoundError: if the notebook was never started.
     Exception: of nbformat or nbconvert, if it is damaged.
   """
+  without_grammars()
   import nbformat
-  from nbconvert import HTMLExporter
 
   notebook = nbformat.read(executed, as_version=4)
-  for name, hidden in (('reader.html', True), ('full.html', False)):
-    exporter = HTMLExporter(
-      raw_template=_TEMPLATE, exclude_input=hidden, exclude_input_prompt=hidden, exclude_output_prompt=hidden
-    )
-    page, _ = exporter.from_notebook_node(notebook, resources={'metadata': {'name': title}})
-    write_text(executed.parent / name, page)
+  with _ONE_AT_A_TIME:
+    exporter = _exporter()
+    for name, hidden in (('reader.html', True), ('full.html', False)):
+      exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = hidden
+      page, _ = exporter.from_notebook_node(notebook, resources={'metadata': {'name': title}})
+      write_text(executed.parent / name, page)
+
+
+@functools.cache
+def _exporter() -> Any:
+  """Kept, because its templates take longer to compile than most notebooks to be shown."""
+  from nbconvert import HTMLExporter
+
+  return HTMLExporter(raw_template=_TEMPLATE)
