@@ -63,14 +63,12 @@ def trade_off(
   title: str,
   x_label: str,
   y_label: str,
-  chance: float,
 ) -> Figure:
   """Two aims against each other: a point a seed, a line through the means; the paper's points beside, on own axes.
 
   Args:
     measured: setting, in order, -> values of x and y over seeds.
     paper: setting -> (x, y).
-    chance: of y, here.
   """
   with theme.use_theme():
     figure = theme.new_figure(3.4, title=title)
@@ -80,7 +78,6 @@ def trade_off(
     for (name, values), place in zip(measured.items(), middle, strict=True):
       axes.plot(*values, 'o', color=theme.BLUE, markersize=5)
       axes.annotate(name, place, xytext=(7, 5), textcoords='offset points', fontsize=9)
-    axes.axhline(chance, color=theme.GREY, linestyle=(0, (4, 3)), linewidth=1.2)
     axes.set(title='here, one point a seed', xlabel=x_label, ylabel=y_label)
     published.plot(*zip(*paper.values(), strict=True), 's-', color=theme.VERMILLION)
     for name, place in paper.items():
