@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-Rows = Float[np.ndarray, 'n k']
 PENALTIES = (10.0, 100.0, 1_000.0, 10_000.0)
 
 
@@ -17,14 +16,19 @@ def class_means(
   return np.stack([targets[labels == label].mean(0) for label in range(labels.max() + 1)])
 
 
-def nearest(known: Rows, asked: Rows) -> Int[np.ndarray, 'asked']:
+def nearest(known: Float[np.ndarray, 'n k'], asked: Float[np.ndarray, 'asked k']) -> Int[np.ndarray, 'asked']:
   """For every asked row the number of the known one at the least Euclidean distance."""
   return (np.square(known).sum(1) - 2 * asked @ known.T).argmin(1)
 
 
 def linear_codes(
-  inputs: Rows, targets: Rows, asked: Rows, counts: Sequence[int], *, penalty: float = 100.0
-) -> dict[int, Rows]:
+  inputs: Float[np.ndarray, 'n k'],
+  targets: Float[np.ndarray, 'n e'],
+  asked: Float[np.ndarray, 'asked k'],
+  counts: Sequence[int],
+  *,
+  penalty: float = 100.0,
+) -> dict[int, Float[np.ndarray, 'asked e']]:
   """The best answers of which only so many numbers come through, by count: ridge regression of reduced rank.
 
   Where the inputs are the targets it is principal component analysis.
@@ -39,7 +43,12 @@ def linear_codes(
   return answers
 
 
-def linear_accuracy(inputs: Rows, labels: Int[np.ndarray, 'n'], asked: Rows, truth: Int[np.ndarray, 'asked']) -> float:
+def linear_accuracy(
+  inputs: Float[np.ndarray, 'n k'],
+  labels: Int[np.ndarray, 'n'],
+  asked: Float[np.ndarray, 'asked k'],
+  truth: Int[np.ndarray, 'asked'],
+) -> float:
   """Of a ridge classifier, in [0, 1], with the penalty of `PENALTIES` that suits the truth best, in its favour."""
   rules = _ridge(inputs, np.eye(labels.max() + 1, dtype=np.float32)[labels], PENALTIES)
   return max(float((rule(asked).argmax(1) == truth).mean()) for rule in rules)
