@@ -58,7 +58,11 @@ def _ridge(inputs, targets, penalties):
   """One function from inputs to targets a penalty."""
   centre, middle = inputs.mean(0), targets.mean(0)
   inputs, targets = inputs - centre, targets - middle
-  products, answers = inputs.T @ inputs, inputs.T @ targets
-  weights = [np.linalg.solve(products + penalty * np.eye(len(products), dtype=products.dtype), answers)
-             for penalty in penalties]  # fmt: skip
-  return [lambda asked, weight=weight: (asked - centre) @ weight + middle for weight in weights]
+  wide = inputs.shape[0] < inputs.shape[1]
+  products, answers = (inputs @ inputs.T, targets) if wide else (inputs.T @ inputs, inputs.T @ targets)
+  rules = []
+  for penalty in penalties:
+    weights = np.linalg.solve(products + penalty * np.eye(len(products), dtype=products.dtype), answers)
+    weights = inputs.T @ weights if wide else weights
+    rules.append(lambda asked, weights=weights: (asked - centre) @ weights + middle)
+  return rules

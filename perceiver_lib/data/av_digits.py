@@ -53,11 +53,11 @@ def spectrum(samples: Float[np.ndarray, 'b samples']) -> Float32[np.ndarray, 'b 
 
 
 def moving(digits: UInt8[np.ndarray, 'b 12 12'], random: np.random.Generator) -> Float32[np.ndarray, 'b 8 16 16']:
-  """Frames in [0, 1]: each digit starts anywhere, moves in a straight line and is reflected at the border."""
+  """Frames in [0, 1]: each digit starts near the middle and moves in a straight line, reflected at the border."""
   room, b = CANVAS - DIGIT, len(digits)
-  angle, speed = random.uniform(0, 2 * np.pi, b), random.uniform(0.3, 0.9, b)
+  angle, speed = random.uniform(0, 2 * np.pi, b), random.uniform(0.1, 0.4, b)
   step = speed * np.stack([np.sin(angle), np.cos(angle)])
-  path = random.uniform(0, room, (2, b)) + step * np.arange(NUM_FRAMES)[:, None, None]
+  path = random.uniform(0.25 * room, 0.75 * room, (2, b)) + step * np.arange(NUM_FRAMES)[:, None, None]
   path = np.abs((path + room) % (2 * room) - room)
   corner = np.rint(path).astype(int)
   padded = np.pad(digits, ((0, 0), (room, room), (room, room)))
@@ -98,7 +98,7 @@ def clips_of(split: str, *, noise_db: float) -> Transform:
   return clips
 
 
-def load(*, noise_db: float = -3.0, data_dir: str | os.PathLike | None = None) -> DataSet:
+def load(*, noise_db: float = 3.0, data_dir: str | os.PathLike | None = None) -> DataSet:
   """3,500 pictures for training, to be made into clips by `clips_of('train')`, and 500 / 1,000 clips made once.
 
   Raises:
