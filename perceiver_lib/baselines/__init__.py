@@ -1,1 +1,1 @@
-"""What a model must beat, one file a kind: images, text, music, video, pronunciation, flow. They know no model."""
+"""What a model must beat, one file a kind: images, text, music, clips, pronunciation, flow. They know no model."""

@@ -1,4 +1,4 @@
-"""Video as bytes: each token is a small block of pixels in space and time that knows its place and its timestep."""
+"""Video as bytes: each token is a small block of pixels in space and time that knows its place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Num
 
 from perceiver_lib.positions import grid
 from perceiver_lib.tokens import AnyArray, Tokens
@@ -57,32 +57,20 @@ def video_positions(shape: tuple[int, int, int], patch: Patch, *, end_points: bo
   return grid(_cells((1, *shape, 1), patch), end_points=end_points)
 
 
-def video_times(shape: tuple[int, int, int], patch: Patch) -> Int[np.ndarray, 'm']:
-  """The timestep of each block: the number of its frames' group, hence of the frame where a block has one frame."""
-  t, y, x = _cells((1, *shape, 1), patch)
-  return np.repeat(np.arange(t, dtype=np.int32), y * x)
-
-
-def video_tokens(
-  frames: Num[AnyArray, 'b t y x c'], patch: Patch, *, timed: bool = False, end_points: bool = True
-) -> Tokens:
+def video_tokens(frames: Num[AnyArray, 'b t y x c'], patch: Patch, *, end_points: bool = True) -> Tokens:
   """Raw tokens, one a block.
 
   Args:
     frames: bytes 0..255 or floats; the adapter scales them.
     patch: frames, rows and columns of a block.
-    timed: give each token its timestep, so that attention goes forward in time only.
     end_points: as `video_positions`.
 
   Raises:
     ValueError: if the blocks do not tile the video.
   """
   values = video_patches(frames, patch)
-  shape = frames.shape[1:4]
-  time = jnp.broadcast_to(video_times(shape, patch), values.shape[:2]) if timed else None
-  return Tokens(
-    values=values, position=jnp.asarray(video_positions(shape, patch, end_points=end_points))[None], time=time
-  )
+  position = video_positions(frames.shape[1:4], patch, end_points=end_points)
+  return Tokens(values=values, position=jnp.asarray(position)[None])
 
 
 def _cells(shape: tuple[int, ...], patch: Patch) -> tuple[int, int, int]:

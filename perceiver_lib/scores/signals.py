@@ -1,13 +1,14 @@
-"""How near pictures come to the truth, in decibels of an error pooled over all of their values."""
+"""How near pictures and sounds come to the truth, in decibels of an error pooled over all of their values."""
 
 from __future__ import annotations
 
 import math
 
 
-def psnr(mean_squared_error: float) -> float:
-  """Peak signal-to-noise ratio in decibels of byte images, their error pooled over all pixels: 10 log10(255^2 / error).
+def decibels(power: float, mean_squared_error: float) -> float:
+  """10 log10(power / error); a perfect copy has infinity.
 
-  The mean of the ratios of single frames is another, larger number. A perfect copy has infinity.
+  With the square of the largest value as the power it is the peak signal-to-noise ratio (PSNR); with the mean squared
+  distance from the mean of all signals, that mean has 0 dB. The mean of the ratios of single signals is another number.
   """
-  return math.inf if mean_squared_error == 0 else 10 * math.log10(255.0**2 / mean_squared_error)
+  return math.inf if mean_squared_error == 0 else 10 * math.log10(power / mean_squared_error)

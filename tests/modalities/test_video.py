@@ -1,4 +1,4 @@
-"""Videos become patches and come back, sounds too become patches; a patch knows the place and step of its content."""
+"""Videos become patches and come back, sounds too become patches; a patch knows its place."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,20 +18,14 @@ def test_videos_come_back_from_patches():
   np.testing.assert_array_equal(patches[1, 10], frames[1, 2:4, 5:10, 7:14].reshape(-1))
 
 
-def test_tokens_know_their_place_and_their_step():
+def test_tokens_know_their_place():
   frames = jnp.asarray(RANDOM.integers(0, 256, (2, 3, 4, 6, 3), dtype=np.uint8))
-  tokens = video.video_tokens(frames, (1, 2, 2), timed=True).checked()
+  tokens = video.video_tokens(frames, (1, 2, 2)).checked()
   assert tokens.values.shape == (2, 18, 12) and tokens.values.dtype == jnp.uint8
-  np.testing.assert_array_equal(tokens.time, [[0] * 6 + [1] * 6 + [2] * 6] * 2)
   np.testing.assert_allclose(tokens.position[0, [0, 1, 3, 17]], [[-1, -1, -1], [-1, -1, 0], [-1, 1, -1], [1, 1, 1]])
-  assert video.video_tokens(frames, (1, 2, 2)).time is None
   # -1 + 2 i / n along each axis of n cells.
   queries = video.video_positions((3, 4, 6), (1, 2, 2), end_points=False)
   np.testing.assert_allclose(queries[[0, 17]], [[-1, -1, -1], [1 / 3, 0, 1 / 3]], atol=1e-6)
-
-
-def test_a_group_of_frames_is_one_step():
-  assert video.video_times((6, 4, 4), (3, 2, 4)).tolist() == [0, 0, 1, 1]
 
 
 def test_videos_that_patches_do_not_tile_are_refused():
@@ -50,21 +44,9 @@ def test_sounds_become_patches():
     audio.audio_patches(samples[:, :79])
 
 
-def test_a_patch_belongs_to_the_frame_in_which_it_ends():
-  times = audio.audio_times(1000, samples_per_second=16_000, steps_per_second=12)
-  border = 4000 / 3
-  for patch, time in enumerate(times):
-    last_sample = 16 * patch + 15
-    assert time * border <= last_sample + 0.5 < (time + 1) * border
-  assert set(np.bincount(times).tolist()) == {83, 84}
-  assert times[-1] == 11
-
-
-def test_sound_tokens_are_timed_as_the_film_is():
-  tokens = audio.audio_tokens(jnp.zeros((2, 5328)), rates=(16_000, 12)).checked()
+def test_sound_tokens_know_their_place():
+  tokens = audio.audio_tokens(jnp.zeros((2, 5328))).checked()
   assert tokens.values.shape == (2, 333, 16)
-  np.testing.assert_array_equal(np.unique(tokens.time), [0, 1, 2, 3])
   np.testing.assert_allclose(tokens.position[0, [0, 166, 332], 0], [-1, 0, 1], atol=1e-6)
-  untimed = audio.audio_tokens(jnp.zeros((2, 32)), end_points=False)
-  assert untimed.time is None
-  np.testing.assert_allclose(untimed.position[0, :, 0], [-1, 0])
+  queries = audio.audio_tokens(jnp.zeros((2, 32)), end_points=False)
+  np.testing.assert_allclose(queries.position[0, :, 0], [-1, 0])

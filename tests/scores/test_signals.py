@@ -1,12 +1,12 @@
-"""Decibels of known errors, pooled before the logarithm."""
+"""Decibels of pooled errors, on errors whose ratio is known."""
 
 import numpy as np
 import pytest
 
-from perceiver_lib.scores.signals import psnr
+from perceiver_lib.scores.signals import decibels
 
 
-def test_psnr_of_known_errors():
-  assert psnr(255.0**2) == 0
-  assert psnr(255.0**2 / 100) == pytest.approx(20)
-  assert psnr(0) == np.inf
+def test_decibels_of_known_errors():
+  assert decibels(255.0**2, 255.0**2) == 0
+  assert decibels(1.0, 0.01) == pytest.approx(20)
+  assert decibels(1.0, 0.0) == np.inf
