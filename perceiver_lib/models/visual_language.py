@@ -1,8 +1,8 @@
 """A language model that sees: Flamingo's resampler and gated cross-attention (Alayrac et al., 2204.14198).
 
-The language model is a `PerceiverAR`, usually one whose weights nobody trains any more. Before each of its self-attends a new layer reads a
-few visual tokens and adds what it read, times tanh of a gate that starts at zero: at first the model is the language
-model to the last bit.
+The language model is a `PerceiverAR`, usually one whose weights nobody trains any more. Before each of its self-attends
+a new layer reads a few visual tokens and adds what it read, times tanh of a gate that starts at zero: at first the
+model is the language model to the last bit.
 """
 
 from __future__ import annotations
