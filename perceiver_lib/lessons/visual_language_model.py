@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from perceiver_lib.adapters import AdapterConfig
 from perceiver_lib.attention.capture import AttentionMap, capture_attention
+from perceiver_lib.baselines.images import SmallCNN
 from perceiver_lib.blocks import MLP, LayerConfig, layer_norm
 from perceiver_lib.data.digit_scenes import CELL, DIGIT, EMPTY, NUMBERS, SIDE, batches, caption, said_of
 from perceiver_lib.data.loading import ArraySource, evaluation_batches
@@ -26,16 +27,34 @@ from perceiver_lib.tokens import Tokens
 from perceiver_lib.training.metrics import evaluate_dataset, predict
 from perceiver_lib.training.sequences import NextTokens, latent_targets, next_tokens
 
-PATCH = 4
-"""Pixels along the side of what one token of a scene holds."""
+PATCH = 8
+"""Pixels along the side of what one token of a scene is about."""
 
 Batch = Mapping[str, Array]
 
 
-def scene_tokens(images: UInt8[Array, 'b y x']) -> Tokens:
-  """Raw tokens of a canvas: the 16 bytes of every patch of 4 x 4, and its place in [-1, 1]."""
-  values = rearrange(images, 'b (y p) (x q) -> b (y x) (p q)', p=PATCH, q=PATCH)
-  return Tokens(values=values, position=jnp.asarray(grid([size // PATCH for size in images.shape[1:]]))[None])
+class Eyes(nnx.Module):
+  """A vision network, and behind it what makes visual tokens of its features."""
+
+  def __init__(self, vision: SmallCNN, reader: nnx.Module):
+    """Args: vision, trained before; reader, such as a `Resampler`."""
+    self.vision, self.reader = vision, reader
+
+  def __call__(self, images: UInt8[Array, 'b y x']) -> Tokens:
+    return self.reader(self.look(images))
+
+  def look(self, images: UInt8[Array, 'b y x']) -> Tokens:
+    """A token for each 8 x 8 pixels of a canvas, with its place in [-1, 1]."""
+    features = self.vision.features(images[..., None] / jnp.float32(255))
+    position = jnp.asarray(grid(features.shape[1:3]))[None]
+    return Tokens(values=rearrange(features, 'b y x c -> b (y x) c'), position=position)
+
+
+def shifted(batch: dict[str, np.ndarray], random: np.random.Generator) -> dict[str, np.ndarray]:
+  """A transform for batches of single pictures, 28 x 28: all at one random corner of a place of 32 x 32."""
+  y, x = random.integers(0, CELL - DIGIT + 1, 2)
+  margins = (y, CELL - DIGIT - y), (x, CELL - DIGIT - x)
+  return batch | {'image': np.pad(batch['image'], ((0, 0), *margins, (0, 0)))}
 
 
 def caption_examples(batch: Batch) -> NextTokens:
@@ -47,18 +66,18 @@ def caption_examples(batch: Batch) -> NextTokens:
   return next_tokens(ids, valid=ids != PAD, begin_token=BOS)
 
 
-Seen = Callable[[Batch], Tokens | None]
+Seen = Callable[[Batch], Array | None]
 """What a model is shown of a batch."""
 
 
-def own(batch: Batch) -> Tokens:
+def own(batch: Batch) -> UInt8[Array, 'b y x']:
   """A `Seen`: the scene that the caption is of."""
-  return scene_tokens(batch['image'])
+  return batch['image']
 
 
-def foreign(batch: Batch) -> Tokens:
+def foreign(batch: Batch) -> UInt8[Array, 'b y x']:
   """A `Seen`: the scene of the next caption."""
-  return scene_tokens(jnp.roll(batch['image'], 1, axis=0))
+  return jnp.roll(batch['image'], 1, axis=0)
 
 
 def nothing(batch: Batch) -> None:
@@ -99,8 +118,8 @@ def write(model: VisualLanguageModel, images: UInt8[np.ndarray, 'b y x'], *, see
 def _write(parts: tuple[Any, Any], batch: Batch, seen: Seen) -> Int[Array, 'b l']:
   model = nnx.merge(*parts)
   length = model.language_model.config.num_latents
-  inputs = seen(batch)
-  visual = None if inputs is None else model.resampler(inputs)
+  images = seen(batch)
+  visual = None if images is None else model.resampler(images)
 
   def append(text: Array, place: Array) -> tuple[Array, None]:
     logits = model.answer(Tokens(values=text), visual).values[:, place]
@@ -111,11 +130,11 @@ def _write(parts: tuple[Any, Any], batch: Batch, seen: Seen) -> Int[Array, 'b l'
   return jax.lax.scan(append, text, jnp.arange(length))[0][:, 1:]
 
 
-class PatchReader(nnx.Module):
-  """In place of a resampler: every patch through an MLP, all of them, or the means of square tiles.
+class Averages(nnx.Module):
+  """In place of a resampler: every token through an MLP, and all of them, or the means of square tiles.
 
   Args:
-    tiles: along each side of the canvas, None = every patch is a visual token.
+    tiles: along each side of the canvas, None = every token is a visual token.
   """
 
   def __init__(self, adapter: AdapterConfig, layer: LayerConfig, *, tiles: int | None, rngs: nnx.Rngs):
@@ -196,13 +215,13 @@ def swapped(source: ArraySource) -> ArraySource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words:
-  """Scenes of two kinds of digits, and the first kind that their captions name.
+  """Scenes of one digit beside others of another kind, in captions that name the single one first.
 
   Attributes:
     batch: 'image' and 'caption'.
-    start: the place of the kind's first byte, `[b]`.
-    names: the word itself.
-    own, other: the patches that pictures of the kind, or of the other one, cover `[b, y, x]`.
+    start: the place of its name's first byte, `[b]`.
+    names: its name.
+    own, other: the tokens `[b, y, x]` that it covers, and those that the others cover.
   """
 
   batch: dict[str, np.ndarray]
@@ -213,28 +232,27 @@ class Words:
 
 
 def first_words(source: ArraySource, count: int) -> Words:
-  """The first `count` scenes of two kinds."""
+  """The first `count` such scenes."""
   arrays = source.arrays
-  rows = [row for row, places in enumerate(arrays['places']) if len({*places.tolist()} - {EMPTY}) == 2][:count]
-  start, names, covered = [], [], np.zeros((2, len(rows), SIDE // PATCH, SIDE // PATCH), bool)
+  said = [bytes(row).rstrip(b'\0').decode() for row in arrays['caption']]
+  rows = [row for row, text in enumerate(said) if text.startswith('a ') and ' at ' not in text][:count]
+  names, covered = [], np.zeros((2, len(rows), SIDE // PATCH, SIDE // PATCH), bool)
   for number, row in enumerate(rows):
-    count_word, _, rest = bytes(arrays['caption'][row]).rstrip(b'\0').decode().partition(' ')
-    [digit] = [digit for digit, name in enumerate(NUMBERS) if rest.startswith(name)]
-    start.append(len(count_word) + 1)
+    digit = NUMBERS.index(said[row].split()[1])
     names.append(NUMBERS[digit])
     for place, (y, x) in zip(arrays['places'][row], arrays['corner'][row], strict=True):
       if place != EMPTY:
         box = slice(y // PATCH, -(-(y + DIGIT) // PATCH)), slice(x // PATCH, -(-(x + DIGIT) // PATCH))
         covered[int(place != digit), number][box] = True
   batch = {name: arrays[name][rows] for name in ('image', 'caption')}
-  return Words(batch=batch, start=np.array(start), names=names, own=covered[0], other=covered[1])
+  return Words(batch=batch, start=np.full(len(rows), len('a ')), names=names, own=covered[0], other=covered[1])
 
 
 def attention_of_words(model: VisualLanguageModel, words: Words) -> Float[np.ndarray, 'l b y x']:
-  """How much of a patch is in what the word's query reads, by gated layer; every map sums to one.
+  """How much of a token of the scene is in what the word's query reads, by gated layer; every map sums to one.
 
-  The query's attention to the visual tokens, times that of these to the patches, through all layers of the resampler:
-  a layer's latents hold half themselves (the residual), half what they read.
+  The query's attention to the visual tokens, times that of these to the scene's tokens, through all layers of the
+  resampler: a layer's latents hold half themselves (the residual), half what they read.
   """
   return np.asarray(_attention(nnx.split(model), words.batch, jnp.asarray(words.start)))
 
@@ -261,24 +279,23 @@ def _patches_in_latents(layers: list[AttentionMap]) -> Float[Array, 'b n m']:
   return reads
 
 
-def hidden_of_words(model: VisualLanguageModel, words: Words, *, block: int = 8) -> Float[np.ndarray, 'b y x']:
-  """What the word's first byte loses in log-probability when a block of pixels is black; every map sums to one.
+def hidden_of_words(model: VisualLanguageModel, words: Words) -> Float[np.ndarray, 'b y x']:
+  """What the word's first byte loses in log-probability when the pixels of a token are black; every map sums to one.
 
   Gains count as nothing. A map of zeros, where nothing matters, is divided evenly.
   """
-  steps = SIDE // block
+  steps = SIDE // PATCH
   whole = {'image': words.batch['image'], 'caption': words.batch['caption'], 'start': words.start}
   rows = [whole]
   for y in range(steps):
     for x in range(steps):
       image = whole['image'].copy()
-      image[:, y * block : (y + 1) * block, x * block : (x + 1) * block] = 0
+      image[:, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH] = 0
       rows.append(whole | {'image': image})
   told = predict(model, _first_byte, rows).reshape(len(rows), -1)
   lost = np.maximum(told[0] - told[1:], 0) + 1e-9
   maps = rearrange(lost / lost.sum(0), '(y x) b -> b y x', y=steps)
-  size = block // PATCH
-  return np.kron(maps, np.ones((1, size, size))) / size**2
+  return maps
 
 
 def _first_byte(model: VisualLanguageModel, batch: Batch) -> Float[Array, 'b']:
