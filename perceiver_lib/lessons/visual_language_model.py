@@ -169,30 +169,42 @@ def with_closed_gates(model: VisualLanguageModel) -> VisualLanguageModel:
   return model
 
 
-def rules(pictures: ArraySource, source: ArraySource, *, num_scenes: int, seed: int) -> dict[str, float]:
-  """Percent of captions that rules without a trained model get right.
+def nearest_scene(pictures: ArraySource, source: ArraySource, *, num_scenes: int, seed: int) -> float:
+  """Percent of captions right by taking that of the nearest of new training scenes, pixel by pixel."""
+  stock, arrays = next(batches(pictures, num_scenes, seed=seed)(0)), source.arrays
+  flat = [images.reshape(len(images), -1) / 255.0 for images in (stock['image'], arrays['image'])]
+  return float(100 * (stock['caption'][_nearest(*flat)] == arrays['caption']).all(1).mean())
 
-  'nearest scene' takes the caption of the nearest of `num_scenes` training scenes, pixel by pixel. 'nearest digit' is
-  told far more: the four places, the grammar and single labelled digits. It centres what it finds at a place and takes
-  the label of the nearest picture.
+
+def told_the_grammar(source: ArraySource, name: Callable[[np.ndarray], np.ndarray]) -> float:
+  """Percent of captions right for one who knows the four places and the grammar, and only has to name single digits.
+
+  Args:
+    name: pictures of places uint8 `[k, 32, 32]` -> digits `[k]`.
   """
+  cells = rearrange(source.arrays['image'], 'n (r y) (s x) -> (n r s) y x', r=2, s=2)
+  seen, places = cells.any((1, 2)), np.full(len(cells), EMPTY)
+  places[seen] = name(cells[seen])
+  pairs = zip(places.reshape(-1, 4).tolist(), source.arrays['places'].tolist(), strict=True)
+  return float(100 * np.mean([caption(found) == caption(truth) for found, truth in pairs]))
+
+
+def nearest_digit(pictures: ArraySource) -> Callable[[np.ndarray], np.ndarray]:
+  """Names digits by the nearest training picture, both centred."""
+  flat = np.stack([_centred(image) for image in pictures.arrays['image'][..., 0]])
+  return lambda cells: pictures.arrays['label'][_nearest(flat, np.stack([_centred(cell) for cell in cells]))]
+
+
+def named_by(vision: SmallCNN) -> Callable[[np.ndarray], np.ndarray]:
+  """Names digits by the vision network's own head."""
+  look = jax.jit(lambda vision, cells: vision(cells[..., None] / jnp.float32(255)).argmax(-1))
+  return lambda cells: np.asarray(look(vision, jnp.asarray(cells)))
+
+
+def _nearest(stock: Float[np.ndarray, 's p'], asked: Float[np.ndarray, 'k p']) -> Int[np.ndarray, 'k']:
   from sklearn.neighbors import NearestNeighbors
 
-  arrays, found = source.arrays, {}
-  stock = next(batches(pictures, num_scenes, seed=seed)(0))
-  flat = [images.reshape(len(images), -1) / 255.0 for images in (stock['image'], arrays['image'])]
-  nearest = NearestNeighbors(n_neighbors=1).fit(flat[0]).kneighbors(flat[1], return_distance=False)[:, 0]
-  found['nearest scene'] = float(100 * (stock['caption'][nearest] == arrays['caption']).all(1).mean())
-  cells = rearrange(arrays['image'], 'n (r y) (s x) -> (n r s) y x', r=2, s=2)
-  images, labels = pictures.arrays['image'][..., 0], pictures.arrays['label']
-  seen = np.flatnonzero(cells.any((1, 2)))
-  digits = NearestNeighbors(n_neighbors=1).fit(np.stack([_centred(image) for image in images]))
-  which = digits.kneighbors(np.stack([_centred(cells[cell]) for cell in seen]), return_distance=False)[:, 0]
-  places = np.full(len(cells), EMPTY)
-  places[seen] = labels[which]
-  right = [caption(row.tolist()) == caption(truth.tolist()) for row, truth in
-           zip(places.reshape(-1, 4), arrays['places'], strict=True)]  # fmt: skip
-  return found | {'nearest digit, told the grammar': float(100 * np.mean(right))}
+  return NearestNeighbors(n_neighbors=1).fit(stock).kneighbors(asked, return_distance=False)[:, 0]
 
 
 def _centred(image: UInt8[np.ndarray, 'y x']) -> Float[np.ndarray, 'p']:

@@ -59,7 +59,7 @@ def test_the_single_digit_that_a_caption_names_first_and_the_tokens_it_covers(so
   assert lesson.mass(own[None] / 16, words.own) == 1 and lesson.mass(own[None] / 16, words.other) == 0
 
 
-def test_a_lookup_that_knows_the_very_pictures_and_the_grammar_is_always_right(pictures, source):
-  found = lesson.rules(pictures, source, num_scenes=4, seed=0)
-  assert found['nearest digit, told the grammar'] == 100
-  assert found['nearest scene'] < 100
+def test_rules_know_the_very_pictures_or_only_the_grammar(pictures, source):
+  assert lesson.told_the_grammar(source, lesson.nearest_digit(pictures)) == 100
+  assert lesson.told_the_grammar(source, lambda cells: np.full(len(cells), 3)) == 25
+  assert lesson.nearest_scene(pictures, source, num_scenes=4, seed=0) < 100
