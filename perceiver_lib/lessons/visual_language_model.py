@@ -34,10 +34,9 @@ Batch = Mapping[str, Array]
 
 
 class Eyes(nnx.Module):
-  """A vision network, and behind it what makes visual tokens of its features."""
+  """A vision network, and behind it what makes visual tokens of its features, such as a `Resampler`."""
 
   def __init__(self, vision: SmallCNN, reader: nnx.Module):
-    """Args: vision, trained before; reader, such as a `Resampler`."""
     self.vision, self.reader = vision, reader
 
   def __call__(self, images: UInt8[Array, 'b y x']) -> Tokens:
