@@ -29,9 +29,13 @@ class SmallCNN(nnx.Module):
     self.head = Linear(widths[-1], num_outputs, rngs=rngs)
 
   def __call__(self, images: Float[Array, 'b y x c']) -> Float[Array, 'b e']:
+    return self.head(reduce(self.features(images), 'b y x c -> b c', 'mean'))
+
+  def features(self, images: Float[Array, 'b y x c']) -> Float[Array, 'b v u d']:
+    """What the mean is taken of: one vector for each 8 x 8 pixels."""
     for convolution in self.convolutions:
       images = nnx.max_pool(jax.nn.relu(convolution(images)), (2, 2), (2, 2), padding='SAME')
-    return self.head(reduce(images, 'b y x c -> b c', 'mean'))
+    return images
 
 
 class SmallViT(nnx.Module):

@@ -213,13 +213,24 @@ class PerceiverAR(Released, nnx.Module):
     rngs: nnx.Rngs | None = None,
   ) -> Tokens:
     """Latents `[b, n, d]` after the read and the stack; the arguments are those of the call."""
+    latents = self.read(inputs, num_latents=num_latents, chunk_size=chunk_size, rngs=rngs)
+    return self.blocks[0](latents, remat=remat, rngs=rngs)
+
+  def read(
+    self,
+    inputs: Tokens,
+    *,
+    num_latents: int | None = None,
+    chunk_size: int | None = None,
+    rngs: nnx.Rngs | None = None,
+  ) -> Tokens:
+    """Latents `[b, n, d]` after the read, before the stack; the arguments are those of the call."""
     inputs = self.in_time(inputs)
     raw = self.latent_inputs(inputs, num_latents or self.config.num_latents)
     with named('encoder', 'cross_attention', 0):
       settings = {'key_norm': self.config.key_norm, 'chunk_size': chunk_size, 'rngs': rngs}
       is_latent = rank_from_end(validity(inputs)) < raw.num_tokens
-      latents = read_inputs(self, inputs, raw, is_latent, **settings)
-    return self.blocks[0](latents, remat=remat, rngs=rngs)
+      return read_inputs(self, inputs, raw, is_latent, **settings)
 
   def in_time(self, inputs: Tokens) -> Tokens:
     """The inputs with their index as time, and with positions."""
