@@ -1,4 +1,4 @@
-"""A static site from a run: README as the front page, executed notebooks, report and results, opened without network."""
+"""A static site from a run: README as the front page, executed notebooks, report and results; it needs no network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _PAGE = """\
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.55 system-ui, sans-serif; color: #16202c; max-width: 62rem; margin: 0 auto; padding: 1rem 1.25rem 4rem;
-  overflow-wrap: anywhere; }}
+body {{ font: 16px/1.55 system-ui, sans-serif; color: #16202c; overflow-wrap: anywhere;
+  max-width: 62rem; margin: 0 auto; padding: 1rem 1.25rem 4rem; }}
+a.anchor-link {{ display: none; }}
 nav {{ display: flex; gap: 1.2rem; }}
 img {{ max-width: 100%; height: auto; }}
 pre {{ overflow-x: auto; background: #f6f7f9; padding: .6rem; overflow-wrap: normal; }}
@@ -27,7 +28,7 @@ table {{ display: block; width: fit-content; max-width: 100%; overflow-x: auto; 
   overflow-wrap: normal; }}
 th, td {{ text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid #e2e6eb; }}
 @media (max-width: 40rem) {{
-  table:has(img), table:has(img) tbody, table:has(img) tr, table:has(img) td {{ display: block; border: 0; padding: .1rem 0; }}
+  table:has(img) :is(tbody, tr, td) {{ display: block; border: 0; padding: .1rem 0; }}
   table:has(img) thead {{ display: none; }}
   table:has(img) tr {{ padding-bottom: 1rem; }}
 }}

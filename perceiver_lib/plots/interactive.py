@@ -1,8 +1,8 @@
 """Pictures that answer the mouse: point at a query, see what it reads. They need no kernel, no network and no file.
 
-A picture is one piece of HTML with its numbers inside: a cell's output that papermill stores and nbconvert exports as it
-is. It answers the mouse, a finger, and the arrow keys. Where scripts do not run, a sentence stands in its place, so the
-figure that shows the same maps stands above it.
+A picture is one piece of HTML with its numbers inside: a cell's output that papermill stores and nbconvert exports as
+it is. It answers the mouse, a finger and the arrow keys. Where scripts do not run, a sentence points to the figure of the
+same maps above it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Cells:
   shades: np.ndarray | None = None
 
   @classmethod
+  def numbered(cls, name: str, count: int, columns: int = 8) -> Cells:
+    return cls(name=name, labels=[str(number) for number in range(count)], columns=columns)
+
+  @classmethod
   def of_image(cls, image: Float[np.ndarray, 'h w'], name: str = 'pixel') -> Cells:
     """The pixels of a grey image."""
     return cls(name=name, labels=[''] * image.size, columns=image.shape[1], shades=image.ravel())
@@ -66,7 +70,7 @@ class Picture:
 
 
 def reads(
-  maps: Mapping[str, Float[np.ndarray, 'o m'] | Bool[np.ndarray, 'o m']],
+  maps: Mapping[str, Float[np.ndarray, 'o m'] | Bool[np.ndarray, 'o m']] | Float[np.ndarray, 'a o m'],
   queries: Cells | Sequence[Cells],
   keys: Cells | Sequence[Cells] | None = None,
   *,
@@ -77,8 +81,8 @@ def reads(
   """What every query reads of every key; a slider goes over several maps.
 
   Args:
-    maps: name -> map, from zero on: shares, shown in percent, or bools, which may be read or not. 8 bits a value are
-      kept, of the largest in its row.
+    maps: name -> map, or an array of them, whose names are numbers. Shares, shown in percent, or bools: what may be
+      read. 8 bits are kept of each share, as a fraction of the largest in its row.
     queries: what asks; one for all maps, or one a map.
     keys: what is read, likewise; None = queries and keys stand in the same cells, as the bytes of a text do.
     title: what is to be seen, in a sentence.
@@ -89,6 +93,8 @@ def reads(
     ValueError: if a map does not fit its cells, is not finite or negative, or the picture is larger than
       `LARGEST_BYTES`.
   """
+  if not isinstance(maps, Mapping):
+    maps = {f'{axis} {number}': weights for number, weights in enumerate(np.asarray(maps))}
   views = []
   for number, (name, values) in enumerate(maps.items()):
     asked = queries if isinstance(queries, Cells) else queries[number]
@@ -127,7 +133,7 @@ def _packed(shares: np.ndarray) -> str:
 
 
 _STYLE = """
-.perceiver-reads { background: #fff; color: #000; font: 14px/1.4 system-ui, sans-serif; max-width: 48rem; padding: .5rem; }
+.perceiver-reads { background: #fff; color: #000; font: 14px/1.4 system-ui, sans-serif; padding: .5rem; }
 .perceiver-reads p, .perceiver-reads output { margin: 0 0 .4rem; display: block; }
 .perceiver-reads label { display: flex; flex-wrap: wrap; gap: .2rem .6rem; align-items: center; margin-bottom: .4rem; }
 .perceiver-reads .sides { display: flex; flex-wrap: wrap; gap: .6rem 1.2rem; align-items: flex-start; }
@@ -144,7 +150,8 @@ _STYLE = """
 .perceiver-reads .asks span.chosen { outline: 3px solid ORANGE; outline-offset: -1px; z-index: 1; position: relative; }
 """.strip().replace('ORANGE', theme.VERMILLION)
 
-_SCRIPT = """
+_SCRIPT = (
+  """
 for (const root of document.querySelectorAll('.perceiver-reads:not([data-ready])')) {
   root.dataset.ready = '';
   const picture = JSON.parse(root.querySelector('script').textContent), first = picture.views[0];
@@ -170,7 +177,8 @@ for (const root of document.querySelectorAll('.perceiver-reads:not([data-ready])
 
   function side(cells, asking) {
     const kind = (cells.columns ? 'grid' : 'line') + (cells.shades ? ' image' : '') + (asking ? ' asks' : '');
-    const whole = make('div', sides), what = `${cells.name}s` + (picture.same ? '' : asking ? ' that ask' : ' that are read');
+    const role = picture.same ? '' : asking ? ' that ask' : ' that are read', what = `${cells.name}s${role}`;
+    const whole = make('div', sides);
     make('small', whole, {}, what);
     const box = make('div', whole, {class: 'cells ' + kind, role: asking ? 'listbox' : 'group', 'aria-label': what});
     if (asking) box.tabIndex = 0;
@@ -206,7 +214,7 @@ for (const root of document.querySelectorAll('.perceiver-reads:not([data-ready])
       node.addEventListener('click', () => { held = !(held && query === view.at.get(place)); chosen(); });
     });
     asks.box.addEventListener('keydown', event => {
-      const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -(asks.columns || 8), ArrowDown: asks.columns || 8}[event.key];
+      const row = asks.columns || 8, step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
       const next = view.at.get(view.places[query] + step);
       if (step) event.preventDefault();
       if (next !== undefined) { held = true; choose(next); }
@@ -233,4 +241,7 @@ for (const root of document.querySelectorAll('.perceiver-reads:not([data-ready])
   }
   show(0);
 }
-""".strip().replace('VERMILLION', '[213, 94, 0]').replace('BLUE', '[0, 114, 178]')
+""".strip()
+  .replace('VERMILLION', '[213, 94, 0]')
+  .replace('BLUE', '[0, 114, 178]')
+)

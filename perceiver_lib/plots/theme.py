@@ -25,6 +25,9 @@ GREY, PALE = '#6E6E6E', '#E8E8E8'
 SEQUENTIAL = 'cividis'
 """Colour map of magnitudes; perceptually uniform, and the same to readers with and without colour vision."""
 
+DIVERGING = 'PuOr_r'
+"""Colour map of what lies on both sides of zero; safe for colour-blind readers."""
+
 NOTEBOOK_WIDTH = 8.0
 """Inches; a figure this wide is shown unscaled, so that a point of text stays a point."""
 
