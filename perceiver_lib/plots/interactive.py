@@ -1,8 +1,8 @@
 """Pictures that answer the mouse: point at a query, see what it reads. They need no kernel, no network and no file.
 
 A picture is one piece of HTML with its numbers inside: a cell's output that papermill stores and nbconvert exports as
-it is. It answers the mouse, a finger and the arrow keys. Where scripts do not run, a sentence points to the figure of the
-same maps above it.
+is. It answers the mouse, a finger and the arrow keys. Where scripts do not run, a sentence points to the figure of
+the same maps above it.
 """
 
 from __future__ import annotations
