@@ -22,7 +22,8 @@ body.jp-Notebook { max-width: 62rem; margin: 0 auto; padding: 1rem 1.25rem 4rem;
 .jp-RenderedImage img, .jp-OutputArea-output svg, audio, video { max-width: 100%; height: auto; }
 audio { height: 2.5rem; }
 .jp-OutputArea-output, .jp-OutputArea-child, .jp-Cell-outputArea, .jp-RenderedText { min-width: 0; max-width: 100%; }
-.jp-OutputArea-output pre, .jp-InputArea-editor pre { overflow-x: auto; white-space: pre; overflow-wrap: normal; }
+body :is(.jp-RenderedText, .jp-RenderedMarkdown, .jp-InputArea-editor) :is(pre, pre code) { white-space: pre;
+  overflow-x: auto; overflow-wrap: normal; word-break: normal; }
 details.code > summary { cursor: pointer; color: #5b6876; font: 0.8rem system-ui, sans-serif; margin: 0.3rem 0; }
 nav.notebook { display: flex; gap: 1rem; font: 0.9rem system-ui, sans-serif; margin-bottom: 1rem; }
 @media (max-width: 45rem) { body.jp-Notebook { padding: 0.5rem 0.25rem 3rem; } }
