@@ -19,6 +19,7 @@ from perceiver_lib.generation.stream import Sampler, generate
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.plots import interactive
+from perceiver_lib.plots.music import VOICE_NAMES
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import metrics
 from perceiver_lib.training.losses import cross_entropy
@@ -259,5 +260,5 @@ def recent_reads(
   latent_of = {token: latent for latent, token in enumerate(time.tolist())}
   places = [place for place, token in enumerate(grid.tolist()) if token in latent_of]
   latents = [latent_of[token] for token in grid[places].tolist()]
-  cells = interactive.Cells(name='token', labels=labels, columns=len(grid) // music.NUM_VOICES)
+  cells = interactive.Cells(name='token', labels=labels, columns=len(grid) // music.NUM_VOICES, rows=VOICE_NAMES)
   return cells, places, weights[:, latents][:, :, grid]

@@ -31,12 +31,14 @@ class Cells:
     name: what one place is: 'latent', 'byte'.
     labels: what stands in each place [m]; '' shows an empty square, which is called by its row and column.
     columns: of a grid, row by row; 0 = the labels flow as a text does.
+    rows: names of a grid's rows, in place of their numbers.
     shades: of an image behind a grid [m], any range; None = white.
   """
 
   name: str
   labels: Sequence[str]
   columns: int = 0
+  rows: Sequence[str] = ()
   shades: np.ndarray | None = None
 
   @classmethod
@@ -49,7 +51,7 @@ class Cells:
     return cls(name=name, labels=[''] * image.size, columns=image.shape[1], shades=image.ravel())
 
   def as_json(self) -> dict[str, Any]:
-    spread = {'name': self.name, 'labels': list(self.labels), 'columns': self.columns}
+    spread = {'name': self.name, 'labels': list(self.labels), 'columns': self.columns, 'rows': list(self.rows)}
     if self.shades is not None:
       low, width = float(np.min(self.shades)), float(np.ptp(self.shades)) or 1.0
       spread['shades'] = _packed((np.asarray(self.shades, np.float64) - low) / width)
@@ -142,7 +144,7 @@ _STYLE = """
 .perceiver-reads .grid { display: grid; flex: none; }
 .perceiver-reads .cells span { box-sizing: border-box; min-width: .85em; text-align: center; font: 13px/1.6 monospace;
   white-space: pre; overflow: hidden; }
-.perceiver-reads .grid span { aspect-ratio: 1; font: 10px/1.9 system-ui, sans-serif; outline: 1px solid #fff;
+.perceiver-reads .grid span { aspect-ratio: 1; font: 9px/2.1 system-ui, sans-serif; outline: 1px solid #fff;
   min-width: 0; }
 .perceiver-reads .image span { outline: none; }
 .perceiver-reads .asks { cursor: pointer; touch-action: manipulation; }
@@ -185,7 +187,8 @@ for (const root of document.querySelectorAll('.perceiver-reads:not([data-ready])
     const size = Math.min(24, 336 / cells.columns);
     if (cells.columns) box.style.gridTemplateColumns = `repeat(${cells.columns}, ${size}px)`;
     const grey = cells.shades && bytes(cells.shades);
-    const place = i => cells.columns ? `row ${Math.floor(i / cells.columns)}, column ${i % cells.columns}` : i;
+    const row = i => cells.rows[Math.floor(i / cells.columns)] ?? `row ${Math.floor(i / cells.columns)}`;
+    const place = i => cells.columns ? `${row(i)}, column ${i % cells.columns}` : i;
     const nodes = cells.labels.map((label, i) => {
       const node = make('span', box, {}, size < 12 ? '' : label.replace('\\n', '\\u21b5'));
       node.called = !label ? place(i) : cells.labels.indexOf(label) === cells.labels.lastIndexOf(label)
