@@ -23,6 +23,7 @@ body {{ font: 16px/1.55 system-ui, sans-serif; color: #16202c; overflow-wrap: an
 a.anchor-link {{ display: none; }}
 nav {{ display: flex; gap: 1.2rem; }}
 img {{ max-width: 100%; height: auto; }}
+td img {{ min-width: min(16rem, 80vw); }}
 pre {{ overflow-x: auto; background: #f6f7f9; padding: .6rem; overflow-wrap: normal; }}
 table {{ display: block; width: fit-content; max-width: 100%; overflow-x: auto; border-collapse: collapse;
   overflow-wrap: normal; }}
