@@ -167,7 +167,8 @@ for (const root of document.querySelectorAll('.perceiver-reads:not([data-ready])
   const mix = (grey, [r, g, b], share) =>
     `rgb(${[r, g, b].map(part => Math.round(grey + (part - grey) * share)).join(' ')})`;
   root.textContent = '';
-  make('p', root, {}, picture.title + ' Point at a query, tap it, or use the arrow keys; a click holds it.');
+  const help = 'Point at a query, tap it, or use the arrow keys; a click holds it, the next one lets go.';
+  make('p', root, {}, `${picture.title} ${help}`);
   let view, query, held = false, asks, keys;
   const slider = picture.views.length > 1 && make('label', root, {}, picture.axis);
   if (slider) {
@@ -214,23 +215,26 @@ for (const root of document.querySelectorAll('.perceiver-reads:not([data-ready])
       node.setAttribute('role', 'option');
       const chosen = () => choose(view.at.get(place));
       node.addEventListener('pointerenter', () => { if (!held) chosen(); });
-      node.addEventListener('click', () => { held = !(held && query === view.at.get(place)); chosen(); });
+      node.addEventListener('click', () => { held = !held; chosen(); });
     });
     asks.box.addEventListener('keydown', event => {
       const row = asks.columns || 8, step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row}[event.key];
       const next = view.at.get(view.places[query] + step);
       if (step) event.preventDefault();
-      if (next !== undefined) { held = true; choose(next); }
+      if (next !== undefined) choose(next);
     });
     choose(Math.min(query ?? Infinity, view.places.length - 1));
   }
 
   function choose(index) {
     query = index;
-    asks.nodes.forEach((node, place) => node.classList.toggle('chosen', place === view.places[query]));
+    for (const [place, other] of view.at) {
+      asks.nodes[place].classList.toggle('chosen', other === query);
+      asks.nodes[place].setAttribute('aria-selected', other === query);
+    }
     const width = keys.nodes.length, top = view.tops[query];
     const shares = Array.from(view.shares.subarray(query * width, (query + 1) * width), share => share / 255);
-    const written = share => view.bools ? '' : ` ${(100 * share * top).toPrecision(2)} %`;
+    const written = share => view.bools ? '' : ` ${Number((100 * share * top).toPrecision(3))} %`;
     keys.nodes.forEach((node, i) => {
       node.dataset.value = shares[i] * top;
       node.title = node.called + written(shares[i]);
