@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+BROWSER = shutil.which('google-chrome') or shutil.which('chromium')
 
 _HARNESS = """<!DOCTYPE html><body><script>
 const found = [];
@@ -47,7 +47,7 @@ def look(pages: Sequence[Path], folder: Path, *, widths: Sequence[int], script: 
   harness = folder / 'harness.html'
   harness.write_text(_HARNESS.replace('CASES', cases).replace('SCRIPT', script))
   done = subprocess.run(
-    [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-web-security', '--enable-logging=stderr',
+    [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-web-security', '--enable-logging=stderr',
      '--allow-file-access-from-files', f'--user-data-dir={folder / "profile"}', '--virtual-time-budget=60000',
      '--dump-dom', harness.as_uri()],
     capture_output=True, text=True, timeout=120, check=True,
