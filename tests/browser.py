@@ -48,8 +48,8 @@ def look(pages: Sequence[Path], folder: Path, *, widths: Sequence[int], script: 
   harness.write_text(_HARNESS.replace('CASES', cases).replace('SCRIPT', script))
   done = subprocess.run(
     [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--disable-web-security',
-     '--enable-logging=stderr', '--allow-file-access-from-files', f'--user-data-dir={folder / "profile"}', '--virtual-time-budget=60000',
-     '--dump-dom', harness.as_uri()],
+     '--enable-logging=stderr', '--allow-file-access-from-files', f'--user-data-dir={folder / "profile"}',
+     '--virtual-time-budget=60000', '--dump-dom', harness.as_uri()],
     capture_output=True, text=True, timeout=120, check=True,
   )  # fmt: skip
   console = '\n'.join(line for line in done.stderr.splitlines() if 'CONSOLE' in line)
