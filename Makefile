@@ -4,6 +4,7 @@
 # make lab                  install, open JupyterLab                         ARGS="--no-browser"
 # make gpu                  install, run what only an accelerator can show, six minutes   ARGS="--size small"
 # make parity               install torch and transformers apart, compare their models with ours    KINDS="language flow"
+# make site                 write a static site of the newest run (or RUN=runs/<id>) into site/
 # make figures              publish the newest run, if complete (or RUN=runs/<id>): figures/, results.json, RESULTS.md, README
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,9 +20,9 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/.installed-$(VERSION)
 RUN_PYTHON := $(VENV)/bin/python
 
-.PHONY: reproduce test soak gpu lab parity figures help
+.PHONY: reproduce test soak gpu lab parity figures site help
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 reproduce: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib reproduce --profile $(PROFILE) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY))
@@ -45,6 +46,9 @@ parity: requirements.txt pyproject.toml
 
 figures: $(STAMP)
 	@$(RUN_PYTHON) -m perceiver_lib figures $(if $(RUN),--run $(RUN))
+
+site: $(STAMP)
+	@$(RUN_PYTHON) -m perceiver_lib site $(if $(RUN),--run $(RUN))
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

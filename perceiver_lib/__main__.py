@@ -77,6 +77,14 @@ def publish_figures(arguments: argparse.Namespace) -> int:
   return errors.EXIT_OK
 
 
+def write_site(arguments: argparse.Namespace) -> int:
+  from perceiver_lib.experiments.site import write_site
+
+  held = write_site(_run_folder(arguments), arguments.out, arguments.notebooks.parent)
+  print(f'{len(held)} notebooks, the report and the results: open {_short(arguments.out / "index.html")} in a browser.')
+  return errors.EXIT_OK
+
+
 def accept(arguments: argparse.Namespace) -> int:
   from perceiver_lib.experiments.accept import accept
 
@@ -193,10 +201,13 @@ def parser() -> argparse.ArgumentParser:
   for name, function, purpose in (
     ('report', write_report, 'write the report page of a run again and show what it learned'),
     ('figures', publish_figures, 'make a complete run the accepted one: figures/, results.json, table in README.md'),
+    ('site', write_site, 'write a static site of a run: notebooks, report and results, to be opened without network'),
     ('weights', keep_weights, 'keep the trained weights of a complete run that notebooks/weights/index.json names'),
   ):
     one = command(name, function, purpose)
     one.add_argument('--run', type=_path, metavar='DIR', help='folder of the run (default: the newest in runs/)')
+    if name == 'site':
+      one.add_argument('--out', type=_path, default=Path('site'), metavar='DIR', help='where to write (default: site/)')
 
   good = command('accept', accept, 'publish complete runs, one a seed, and record why; measured bands follow them')
   good.add_argument('runs', nargs='+', type=_path, metavar='RUN', help='folder of a run; the first is published')

@@ -34,7 +34,7 @@ from perceiver_lib.files import DamagedFile, read_json
 from perceiver_lib.training.progress import format_duration
 
 _CHATTER = re.compile(r'(Executing|Ending) (Cell \d+-+|notebook)|Kernel died while|\[IPKernelApp\] WARNING')
-_RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html', 'full.html')
+_RUNNER_FILES = ('request.json', 'outcome.json', 'result.json', 'log.txt', 'executed.ipynb', 'reader.html')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def run_notebook(
 
   if (kept := _kept_result(place, request)) is not None:
     tell('kept: complete with the same sources and parameters')
-    return kept if (place / 'full.html').is_file() else _with_pages(kept, place, notebook.title)
+    return kept if (place / 'reader.html').is_file() else _with_pages(kept, place, notebook.title)
   place.mkdir(parents=True, exist_ok=True)
   end_started_for(place / 'log.txt')  # a kernel outlives a killed runner by seconds
   set_aside(place, _RUNNER_FILES + OWN_FILES)
@@ -119,9 +119,9 @@ def run_notebook(
 
 
 def _with_pages(result: Result, place: Path, title: str) -> Result:
-  """The result after the pages for readers were written; a notebook that cannot be shown is not complete."""
+  """The result after the page for readers was written; a notebook that cannot be shown is not complete."""
   try:
-    pages.write_pages(place / 'executed.ipynb', title=title)
+    pages.write_page(place / 'executed.ipynb', place / 'reader.html', title=title)
   except FileNotFoundError:  # it never started
     pass
   except OSError:

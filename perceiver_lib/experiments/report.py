@@ -32,8 +32,11 @@ THUMBNAIL_WIDTH = 880
 _TEMPLATE = 'report.html.j2'
 
 
-def write_report(folder: Path) -> Path:
-  """Writes `index.html` into the folder of a run from what lies there; also while the run goes on, or after it broke.
+def write_report(folder: Path, target: Path | None = None) -> Path:
+  """Writes the page of a run from what lies in its folder; also while the run goes on, or after it broke.
+
+  Args:
+    target: None = `index.html` in the folder of the run, to which its links lead.
 
   Raises:
     RequestError, DamagedFile: as `files.open_run`. What else is damaged is named on the page.
@@ -47,7 +50,7 @@ def write_report(folder: Path) -> Path:
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  target = folder / 'index.html'
+  target = target or folder / 'index.html'
   write_text(target, environment.get_template(_TEMPLATE).render(**collect(folder)))
   return target
 
@@ -138,7 +141,7 @@ def _notebook(place: Path, name: str, title: str, history: Callable[[str], Seque
     'figures': [_figure(place, figure) for figure in manifest.get('figures', [])],
     'pages': [
       (label, quote(f'{name}/{file}'))
-      for label, file in (('Read it', 'reader.html'), ('With code', 'full.html'), ('Log', 'log.txt'))
+      for label, file in (('Read it', 'reader.html'), ('Log', 'log.txt'))
       if (place / file).is_file()
     ],
     'data': manifest.get('data', []),

@@ -186,7 +186,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
   columns = ('metric', 'measured', 'baseline', 'paper', 'band')
   lines = []
   for row in rows:
-    measured, baseline = _beside(row)
+    measured, baseline = beside(row)
     paper, band = literal(describe_paper(row)) or '–', describe_band(row['band']) or '–'
     lines.append([literal(row['metric'].replace('_', ' ')), measured, baseline, paper, band])
   return markdown(columns, lines)
@@ -199,12 +199,12 @@ def headlines(rows: Sequence[Mapping[str, Any]]) -> str:
   for group, names in HEADLINES.items():
     for row in (found[name] for name in names if name in found):
       link = f'[{row["notebook"].split("_")[0]}](notebooks/{quote(row["notebook"])}.ipynb)'
-      lines.append([group, link, literal(row['metric'].replace('_', ' ')), *_beside(row)])
+      lines.append([group, link, literal(row['metric'].replace('_', ' ')), *beside(row)])
       group = ''
   return markdown(('', 'notebook', 'metric', 'measured', 'strongest baseline'), lines)
 
 
-def _beside(row: Mapping[str, Any]) -> tuple[str, str]:
+def beside(row: Mapping[str, Any]) -> tuple[str, str]:
   """The measured value, and its strongest baseline in words."""
   baseline = '–'
   if row['baseline'] is not None:

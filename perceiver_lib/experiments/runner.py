@@ -3,7 +3,7 @@
     runs/20260131-120000-demo-3f9a/        one run
       run.json  index.html
       01_perceiver_images_as_bytes/        one notebook: the `run_dir` it is given
-        request.json  result.json  log.txt  executed.ipynb  reader.html  full.html
+        request.json  result.json  log.txt  executed.ipynb  reader.html
         metrics.jsonl  manifest.json  figures/  checkpoints/  earlier/
 
 What happens to one notebook is in `experiments.attempt`.

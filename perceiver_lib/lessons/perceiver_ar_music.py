@@ -18,6 +18,8 @@ from perceiver_lib.data.loading import ArraySource, Transform, evaluation_batche
 from perceiver_lib.generation.stream import Sampler, generate
 from perceiver_lib.modalities import music
 from perceiver_lib.models.perceiver_ar import PerceiverAR
+from perceiver_lib.plots import interactive
+from perceiver_lib.plots.music import VOICE_NAMES
 from perceiver_lib.tokens import Tokens
 from perceiver_lib.training import metrics
 from perceiver_lib.training.losses import cross_entropy
@@ -32,6 +34,8 @@ MUSIC_ONLY = np.arange(music.VOCABULARY_SIZE)[None] >= music.REST
 """`allowed` of `generation.stream.generate`: pitches and rests, no end."""
 CHORDS = ({0, 4, 7}, {0, 3, 7}, {0, 3, 6}, {0, 4, 7, 10}, {0, 3, 7, 10}, {0, 4, 7, 11}, {0, 3, 6, 10}, {0, 3, 6, 9})
 """Pitch classes over the root: the major, minor and diminished triad, and the seventh chords of the chorales."""
+
+_NOTES = ('C', 'C#', 'D', 'D#', 'E', 'F', 'F#', 'G', 'G#', 'A', 'A#', 'B')
 
 
 # Windows.
@@ -241,3 +245,20 @@ def look_back(
       chosen = (back == ago) & (position[:, None, :, 1] == voice)
       total[:, voice, ago] = np.where(chosen[:, None], weights, 0).sum((0, 2, 3)) / time.size
   return total
+
+
+def recent_reads(
+  weights: Float[np.ndarray, 'h n m'], inputs: Tokens, time: Int[np.ndarray, 'n'], num_steps: int
+) -> tuple[interactive.Cells, list[int], Float[np.ndarray, 'h o k']]:
+  """The last whole steps of the first row as a grid, voice by voice: its cells, those that ask, and what they read."""
+  ids, valid, (step, voice, _) = (np.asarray(a[0]).T for a in (inputs.values, inputs.valid, inputs.position))
+  last = step[valid].max()
+  near = np.flatnonzero(valid & (step < last) & (step >= last - num_steps))
+  grid = near[np.lexsort((step[near], voice[near]))]
+  pitch, begins = music.decode(ids[grid])
+  labels = [f'{_NOTES[p % 12]}{p // 12 - 1}' if p >= 0 and new else '–' for p, new in zip(pitch, begins, strict=True)]
+  latent_of = {token: latent for latent, token in enumerate(time.tolist())}
+  places = [place for place, token in enumerate(grid.tolist()) if token in latent_of]
+  latents = [latent_of[token] for token in grid[places].tolist()]
+  cells = interactive.Cells(name='token', labels=labels, columns=len(grid) // music.NUM_VOICES, rows=VOICE_NAMES)
+  return cells, places, weights[:, latents][:, :, grid]

@@ -41,7 +41,7 @@ def image_maps(
   names: Sequence[str] | None = None,
   columns: int = 6,
 ) -> Figure:
-  """The input image, and beside it one map a latent on one shared colour scale.
+  """The input image, and beside it one map a latent: weights on one shared colour scale, logits each on its own.
 
   The Perceiver paper (arXiv 2103.03206, figure 3) shows the logits before the softmax, because the weights are "very
   sparse and hard to interpret", next to the image rather than over it.
@@ -65,7 +65,7 @@ def image_maps(
     )
   names = [f'latent {i}' for i in range(len(maps))] if names is None else names
   low, high = (maps.min(), maps.max()) if pre_softmax else (0.0, maps.max())
-  quantity = 'logit before the softmax' if pre_softmax else 'attention weight'
+  quantity = 'logit (own scale)' if pre_softmax else 'attention weight'
   if not pre_softmax:
     names = [f'{name}\nsum {values.sum():.3f}' for name, values in zip(names, maps, strict=True)]
   figure, _ = map_grid(
@@ -75,6 +75,7 @@ def image_maps(
     label=quantity,
     columns=columns,
     limits=(low, high),
+    own_scales=pre_softmax,
     input_image=image,
   )
   alt = f'{title}. The input image beside {len(maps)} maps of the {quantity}, from {low:.3g} to {high:.3g}.'

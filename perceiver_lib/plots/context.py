@@ -30,10 +30,16 @@ def copies_by_distance(
     guessing: share of a guess that is right.
   """
   with theme.use_theme():
-    figure = theme.new_figure(3.8, title=title)
+    figure = theme.new_figure(4.4, title=title)
     axes = figure.add_subplot()
-    for (name, (distance, share)), colour in zip(curves.items(), theme.PALETTE[:1] + theme.PALETTE[2:], strict=False):
+    colours = theme.PALETTE[:1] + theme.PALETTE[2:]
+    # Curves of one height lie on each other; where one ends and how much of it is right stands above it.
+    for number, ((name, (distance, share)), colour) in enumerate(zip(curves.items(), colours, strict=False)):
       axes.plot(distance, _smoothed(share), color=colour, label=name)
+      height = 112 + 13 * number
+      axes.plot([distance.min(), distance.max()], [height] * 2, color=colour, marker='|', linewidth=1)
+      axes.annotate(f'{name}: {100 * share.mean():.1f} %', (distance.max(), height), xytext=(-4, 2),
+                    textcoords='offset points', ha='right', fontsize=9, color=colour)  # fmt: skip
     for name, (distance, share) in windowed.items():
       axes.plot(distance, _smoothed(share), color=theme.VERMILLION, linestyle='--', label=name)
     axes.axvline(window, color=theme.GREY, linewidth=1)
@@ -41,8 +47,11 @@ def copies_by_distance(
     axes.axhline(100 * guessing, color=theme.GREY, linestyle=':', label=f'guessing, {100 * guessing:.1f} %')
     axes.set_xscale('log', base=4)
     axes.xaxis.set_major_formatter('{x:,.0f}')
-    axes.set(xlabel='distance to the byte that is copied (tokens, logarithmic)', ylabel='right (%)', ylim=(-3, 104))
-    figure.legend(loc='outside lower left', ncols=2)
+    axes.set(xlabel='distance to the byte that is copied (tokens, logarithmic)', ylabel='right (%)')
+    axes.set_ylim(-3, 114 + 13 * len(curves))
+    axes.set_yticks(range(0, 101, 20))
+    lines, names = axes.get_legend_handles_labels()
+    figure.legend(lines[len(curves) :], names[len(curves) :], loc='outside lower left', ncols=2)
   parts = [f'{name} {100 * share.mean():.1f} %' for name, (_, share) in curves.items()]
   for name, (distance, share) in windowed.items():
     near, far = share[distance <= window], share[distance > window]

@@ -75,7 +75,7 @@ def training_curves(
     axes.set(xlabel=x_label, ylabel=y_label)
     _draw_baselines(axes, baselines)
     axes.margins(x=0.01)
-    axes.legend(loc='best')
+    axes.legend(loc='best', frameon=True, edgecolor='none', framealpha=0.9)
   beside = ', '.join(f'{name} {value:.4g}' for name, value in baselines.items())
   return theme.describe(figure, f'{title}. {y_label} against {x_label}: {"; ".join(ends)}. Baselines: {beside}.')
 
@@ -174,7 +174,7 @@ def ranked_bars(
       labels = [f'{values[name]:.2f} {behind.get(name, "")}'.strip() for name in ranked]
       axes.bar_label(bars, labels, padding=3, fontsize=9)
       axes.set(title=panel, xlabel=x_label)
-      axes.invert_yaxis()
+      axes.set_ylim(tallest - 0.5, -0.5)  # a bar is as high in every panel
       axes.margins(x=0.8 if behind else 0.12)
       parts.append(', '.join(f'{name} {label}' for name, label in zip(ranked, labels, strict=True)))
   words = '; '.join(f'{panel}: {part}' if panel else part for panel, part in zip(panels, parts, strict=True))

@@ -37,7 +37,8 @@ def map_grid(
   Args:
     label: the quantity on the colour bar.
     limits: of the one colour scale; None = from zero to the largest value.
-    own_scales: every map has a scale of its own, from its lowest to its highest, and the bar no numbers.
+    own_scales: every map has a scale of its own, from its lowest to its highest, or about zero where it goes below
+      zero; the bar has no numbers then.
     input_image: what the maps are over, any range; it stands to the left, and no panel has ticks.
     square: cells are square; else maps fill their places, which are 0.5 to 1.5 times as high as wide.
     x_label, y_label: of all panels.
@@ -52,11 +53,11 @@ def map_grid(
     limits = 0.0, max(float(values.max()) for values in maps)
   if panel_height is None:
     ratio = maps[0].shape[0] / maps[0].shape[1]
-    width = (theme.NOTEBOOK_WIDTH - 1.5) / (columns + 1.3 * beside)
+    width = (theme.NOTEBOOK_WIDTH - 1.5) / (columns + beside)
     panel_height = width * (ratio if square else float(np.clip(ratio, 0.5, 1.5))) + 0.17 * names[0].count('\n') + 0.3
   with theme.use_theme():
     figure = theme.new_figure(rows * panel_height + 0.7, title=title)
-    widths = [1.3] * beside + list(width_ratios or [1] * columns)
+    widths = [1] * beside + list(width_ratios or [1] * columns)
     grid = figure.subplots(rows, columns + beside, squeeze=False, width_ratios=widths)
     if beside:
       for axes in grid.flat:
@@ -71,8 +72,12 @@ def map_grid(
       axes.set_visible(False)
     for number, (axes, values, name) in enumerate(zip(places, maps, names, strict=False)):
       low, high = (values.min(), values.max()) if own_scales else limits
+      signed = own_scales and low < 0
+      if signed:
+        low, high = -np.abs(values).max(), np.abs(values).max()
       aspect = 'equal' if square else 'auto'
-      drawn = axes.imshow(values, cmap=theme.SEQUENTIAL, vmin=low, vmax=high, aspect=aspect)
+      colours = theme.DIVERGING if signed else theme.SEQUENTIAL
+      drawn = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect=aspect)
       axes.set_title(name, fontsize=9)
       if not beside:
         axes.locator_params(nbins=5, integer=True)
@@ -80,7 +85,7 @@ def map_grid(
         axes.tick_params(labelsize=9, labelleft=number % columns == 0, labelbottom=number + columns >= len(maps))
     bar = figure.colorbar(drawn, ax=places, label=label, aspect=25, shrink=0.9)
     if own_scales:
-      bar.set_ticks([])
+      bar.set_ticks([low, 0, high], labels=['–', '0', '+']) if signed else bar.set_ticks([])
     if x_label:
       figure.supxlabel(x_label, fontsize=10)
     if y_label:

@@ -53,9 +53,9 @@ def grouped_bars(
       )
     for place, group in zip(x, groups, strict=True):
       line = axes.hlines(
-        baselines[group], place - 0.45, place + 0.45, color='black', linestyle=(0, (4, 3)), linewidth=1.4
+        baselines[group], place - 0.41, place + 0.41, color='black', linestyle=(0, (4, 3)), linewidth=1.4
       )
-      axes.annotate(f'{baselines[group]:.3g}', (place + 0.46, baselines[group]), fontsize=9, va='center')
+      axes.annotate(f'{baselines[group]:.3g}', (place + 0.43, baselines[group]), fontsize=9, va='center')
     line.set_label(baseline_label)
     axes.set_xticks(x, [textwrap.fill(group, max(10, 72 // len(groups))) for group in groups])
     axes.tick_params(axis='x', length=0)

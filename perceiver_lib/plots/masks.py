@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 import numpy as np
 
-from perceiver_lib.plots import theme
+from perceiver_lib.plots import interactive, theme
 from perceiver_lib.tokens import SOURCE_TIME, may_attend
 
 if TYPE_CHECKING:
@@ -147,17 +147,12 @@ def _legend(figure: Figure, *reasons: np.ndarray) -> None:
   figure.legend(handles=handles, loc='outside lower left', ncols=len(handles))
 
 
-def four_model_masks() -> Figure:
-  """Encoder, processor and decoder masks of Perceiver, Perceiver IO, Perceiver AR and the unified model on 8 inputs.
-
-  All twelve pictures are the one rule of `perceiver_lib.tokens`; only the times differ. Perceiver AR's decoder is the
-  identity: each latent is its own output.
-  """
+def _four_models() -> dict[str, list[tuple[str, int, int, Times, Times] | None]]:
+  """For each model (row label, number of queries, number of keys, query times, key times) of its three attentions."""
   steps, late = np.repeat(np.arange(4), 2), np.arange(4, 8)
   outputs = np.array([0, 1, 1, 2, 2, 2, 3, 3])
-  # For each model (row label, number of queries, number of keys, query times, key times) of its three attentions.
   untimed = [('3 latents', 3, 8, None, None), ('3 latents', 3, 3, None, None)]
-  models = {
+  return {
     'Perceiver\nno time': [*untimed, ('mean', 1, 3, None, None)],
     'Perceiver IO\nno time': [*untimed, ('5 outputs', 5, 3, None, None)],
     'Perceiver AR\ntime = place in\nthe sequence': [
@@ -171,6 +166,31 @@ def four_model_masks() -> Figure:
       ('8 outputs', 8, 8, outputs, steps),
     ],
   }
+
+
+def masks_to_touch() -> interactive.Picture:
+  """The masks of `four_model_masks`, one at a time: point at a query, and see what it may read."""
+  allowed, queries, keys = {}, [], []
+  for model, attentions in _four_models().items():
+    for verb, attention in zip(('encoder', 'processor', 'decoder'), attentions, strict=True):
+      if attention is None:
+        continue
+      _, num_queries, num_keys, query_time, key_time = attention
+      allowed[f'{model.splitlines()[0]}, {verb}'] = _reasons(num_queries, num_keys, query_time, key_time, None) == 0
+      asks, read = 'output' if verb == 'decoder' else 'latent', 'input' if verb == 'encoder' else 'latent'
+      for cells, name, times, count in ((queries, asks, query_time, num_queries), (keys, read, key_time, num_keys)):
+        labels = [str(place) if times is None else f't{times[place]}' for place in range(count)]
+        cells.append(interactive.Cells(name=name, labels=labels, columns=count))
+  return interactive.reads(allowed, queries, keys, title='Who may read whom; tN is a time.', axis='attention')
+
+
+def four_model_masks() -> Figure:
+  """Encoder, processor and decoder masks of Perceiver, Perceiver IO, Perceiver AR and the unified model on 8 inputs.
+
+  All twelve pictures are the one rule of `perceiver_lib.tokens`; only the times differ. Perceiver AR's decoder is the
+  identity: each latent is its own output.
+  """
+  models = _four_models()
   with theme.use_theme():
     figure = theme.new_figure(7.4, title='One rule, four models: a query sees valid keys that are no later than itself')
     num_rows = [max(a[1] for a in attentions if a) for attentions in models.values()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -24,6 +26,9 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK = PALETTE = (
 GREY, PALE = '#6E6E6E', '#E8E8E8'
 SEQUENTIAL = 'cividis'
 """Colour map of magnitudes; perceptually uniform, and the same to readers with and without colour vision."""
+
+DIVERGING = 'PuOr_r'
+"""Colour map of what lies on both sides of zero; safe for colour-blind readers."""
 
 NOTEBOOK_WIDTH = 8.0
 """Inches; a figure this wide is shown unscaled, so that a point of text stays a point."""
@@ -61,14 +66,19 @@ def new_figure(height: float, *, title: str = '', width: float = NOTEBOOK_WIDTH)
   The figure does not belong to pyplot: nothing is shown twice and nothing has to be closed. A notebook shows it when it
   is a cell's last expression, or by `run.save_figure`.
   """
-  # Importing pyplot makes Jupyter's inline backend register how a Figure is displayed.
-  import matplotlib.pyplot  # noqa: F401
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(width, height), dpi=110, layout='constrained')
+  figure._repr_png_ = functools.partial(_png, figure)  # without pyplot, Jupyter knows no other way to show a figure
   if title:
     figure.suptitle(textwrap.fill(title, int(12 * width)), x=0.01, horizontalalignment='left')
   return figure
+
+
+def _png(figure: Figure) -> bytes:
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', bbox_inches='tight')
+  return buffer.getvalue()
 
 
 def hide_ticks(axes: Axes) -> None:

@@ -22,12 +22,14 @@ def voice_maps(
   label: str,
   x_label: str,
   marks: Sequence[tuple[int, int]] = (),
+  own_scales: bool = False,
 ) -> Figure:
   """Matrices [4 voices, time steps], two panels a row; cells that are exactly zero stay hatched.
 
   Args:
     panels: {caption: values, none below zero}.
     label: the quantity, beside the colour scale.
+    own_scales: see `map_grid`.
     marks: (voice, time step) of a cell marked in each panel, such as the one that is predicted.
 
   Raises:
@@ -44,6 +46,7 @@ def voice_maps(
     columns=2,
     panel_height=1.5,
     square=False,
+    own_scales=own_scales,
     x_label=x_label,
   )
   for axes in places:

@@ -233,7 +233,7 @@ def test_a_notebook_that_damages_its_run_does_not_stop_the_next(tmp_path, monkey
   for name in ('00_one', '01_two'):
     write_notebook(tmp_path / 'notebooks', name, *GOOD)
   monkeypatch.setattr(attempt, 'run_limited', damage)
-  monkeypatch.setattr(attempt.pages, 'write_pages', lambda executed, title: None)
+  monkeypatch.setattr(attempt.pages, 'write_page', lambda executed, target, title: None)
   _, results = runner.reproduce(tmp_path / 'notebooks', say=said.append)
   assert started == ['00_one', '01_two'] and [result.status for result in results] == ['failed'] * 2
   assert sum('no report: ' in line and 'run.json is damaged' in line for line in said) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -156,3 +157,17 @@ def test_a_teacher_marks_chords_crossings_and_parallels():
   assert marks == {'chords': 50, 'crossings': 50, 'parallels': 0}
   rests = np.full((1, 3, 4), music.REST)
   assert lesson.counterpoint(rests, np.zeros((1, 3), int)) == {'chords': 0, 'crossings': 0, 'parallels': 0}
+
+
+def test_what_a_token_reads_stands_in_the_cells_of_its_voice_and_step():
+  step, voice = np.repeat(np.arange(11), 4), np.tile(np.arange(4), 11)
+  inputs = Tokens(
+    values=jnp.full((1, 44), 60),
+    position=jnp.asarray(np.stack([step, voice, step], axis=-1)[None]),
+    valid=jnp.arange(44)[None] < 40,
+  )
+  weights = np.random.default_rng(1).random((2, 16, 44))
+  cells, places, recent = lesson.recent_reads(weights, inputs, np.arange(24, 40), num_steps=4)
+  assert cells.columns == 4 and recent.shape == (2, 12, 16)  # steps 5 to 8, of which 5 has no latents
+  tenor_at_7, alto_at_6 = 2 * 4 + 2, 1 * 4 + 1
+  np.testing.assert_array_equal(recent[:, places.index(tenor_at_7), alto_at_6], weights[:, 30 - 24, 25])
