@@ -18,13 +18,14 @@ from perceiver_lib.data.loading import ArraySource, evaluation_batches
 from perceiver_lib.flops import count_flops
 from perceiver_lib.generation.beam_search import beam_search
 from perceiver_lib.models.transformer import Transformer
-from perceiver_lib.models.unified import InputLatents, UnifiedPerceiver
+from perceiver_lib.models.unified import InputLatents, Inputs, UnifiedPerceiver
 from perceiver_lib.models.unified_cached import UnifiedCache, latents_so_far, start, step
 from perceiver_lib.queries import position_queries
 from perceiver_lib.scores.sequences import error_rates, until
 from perceiver_lib.tokens import SOURCE_TIME, Tokens
 
 Logits = Callable[..., Float[Array, 'b t e']]
+Newest = Callable[[Int[Array, 'r'], Int[Array, '']], Inputs]
 
 # Pairs of sequences: all of the source may be read at every timestep; each timestep writes one symbol of the target.
 
@@ -115,40 +116,59 @@ def transformer_logits(
   return model(pair_tokens(letters, known), rngs=rngs)[:, words.MAX_LETTERS :]
 
 
+def newest_phoneme(newest: Int[Array, 'r'], time: Int[Array, '']) -> Tokens:
+  """What a timestep brings, one symbol a row."""
+  return Tokens(values=newest[:, None], position=jnp.full((1, 1, 1), words.MAX_LETTERS, jnp.int32) + time)
+
+
 def flops_of_word(logits: Logits, model: nnx.Module, num_timesteps: int) -> int:
   """Operations of one forward pass over one word, as `perceiver_lib.flops` counts them."""
   letters, known = (jax.ShapeDtypeStruct((1, length), jnp.int32) for length in (words.MAX_LETTERS, num_timesteps))
   return count_flops(logits, model, letters, known)
 
 
-@functools.partial(jax.jit, static_argnames='num_beams')
-def speak(model: UnifiedPerceiver, letters: Int[Array, 'b m'], *, num_beams: int = 1) -> Int[Array, 'b t']:
-  """The phonemes of each word by beam search over the cache: a step computes the S latents of the new timestep only."""
+@functools.partial(jax.jit, static_argnames=('newest_tokens', 'num_beams'))
+def speak(
+  model: UnifiedPerceiver, source: Inputs, *, newest_tokens: Newest = newest_phoneme, num_beams: int = 1
+) -> Int[Array, 'b t']:
+  """Beam search over the cache: the source is read once, and a step computes the S latents of the new timestep only.
+
+  Args:
+    source: tokens that every timestep may read.
+    newest_tokens: tokens of the symbols of a timestep.
+  """
   t = model.config.latents.num_timesteps
 
   def append(cache: UnifiedCache, newest: Int[Array, 'r']) -> tuple[UnifiedCache, Float[Array, 'r e']]:
     time, rows = cache.next_step, len(newest)
-    place = jnp.full((1, 1, 1), words.MAX_LETTERS, jnp.int32) + time
-    cache, _ = step(model, cache, Tokens(values=newest[:, None], position=place))
+    cache, _ = step(model, cache, newest_tokens(newest, time))
     asked = position_queries(time[None, None], batch_size=rows, time=jnp.broadcast_to(time, (rows, 1)))
     return cache, model.decode(latents_so_far(model, cache), asked)[:, 0]
 
-  cache, _ = start(model, source_tokens(letters), num_timesteps=0, max_timesteps=t)
-  return _searched(append, cache, len(letters), num_beams, t)
+  cache, _ = start(model, source, num_timesteps=0, max_timesteps=t)
+  return _searched(append, cache, len(cache.latents), num_beams, t)
 
 
-@functools.partial(jax.jit, static_argnames=('num_beams', 'num_timesteps'))
+@functools.partial(jax.jit, static_argnames=('newest_tokens', 'num_beams', 'num_timesteps'))
 def speak_by_transformer(
-  model: Transformer, letters: Int[Array, 'b m'], *, num_timesteps: int, num_beams: int = 1
+  model: Transformer,
+  source: Tokens,
+  *,
+  num_timesteps: int,
+  newest_tokens: Newest = newest_phoneme,
+  num_beams: int = 1,
 ) -> Int[Array, 'b t']:
   """The same search over the Transformer's cache."""
-  append = lambda cache, newest: model.step(cache, Tokens(values=newest[:, None]))  # noqa: E731
-  cache, _ = model.start(source_tokens(letters), room=num_timesteps)
-  return _searched(append, cache, len(letters), num_beams, num_timesteps)
+
+  def append(cache: Any, newest: Int[Array, 'r']) -> tuple[Any, Float[Array, 'r e']]:
+    return model.step(cache, newest_tokens(newest, cache.num_steps))
+
+  cache, _ = model.start(source, room=num_timesteps)
+  return _searched(append, cache, source.batch_size, num_beams, num_timesteps)
 
 
-def _searched(append: Callable, cache: Any, num_words: int, num_beams: int, num_tokens: int) -> Int[Array, 'b t']:
-  cache, scores = append(cache, jnp.full((num_words,), START, jnp.int32))
+def _searched(append: Callable, cache: Any, num_rows: int, num_beams: int, num_tokens: int) -> Int[Array, 'b t']:
+  cache, scores = append(cache, jnp.full((num_rows,), START, jnp.int32))
   beams = beam_search(append, cache, scores, num_beams=num_beams, num_tokens=num_tokens, end_token=words.END)
   return beams.tokens[:, 0]
 
@@ -172,18 +192,6 @@ def errors_by_length(
     100 * error_rates([said[row] for row in rows], [held_out.variants[row] for row in rows]).token_error_best
     for rows in chosen
   ]
-
-
-def aligned(
-  logits: Logits, model: nnx.Module, word: str, letters: Int[np.ndarray, 'm'], said: Int[np.ndarray, 't']
-) -> tuple[list[str], list[str], Float[np.ndarray, 'o w']]:
-  """Letters, phonemes, and how much each phoneme misses each letter, for `plots.alignment`."""
-  names = words.spell(said).split(' ')
-  return (
-    list(word),
-    names,
-    missed(logits, model, jnp.asarray(letters)[None], jnp.asarray(said)[None])[0, : len(names), : len(word)],
-  )
 
 
 def log_probabilities(logits: Float[Array, 'b t e'], target: Int[Array, 'b t']) -> Float[Array, 'b t']:

@@ -75,7 +75,7 @@ def test_what_is_spoken_greedily_is_the_likeliest_phoneme_at_every_step(name):
   model, logits = readers()[name]
   letters = words.letter_ids(['phone', 'a'])
   speak = tasks.speak if name == 'unified' else functools.partial(tasks.speak_by_transformer, num_timesteps=T)
-  said = np.asarray(speak(model, letters, num_beams=1))
+  said = np.asarray(speak(model, tasks.source_tokens(letters), num_beams=1))
   scores = np.asarray(compiled(logits)(model, letters, tasks.shifted(jnp.asarray(said))))
   valid = said != words.PAD
   assert np.array_equal(scores.argmax(-1)[valid], said[valid]) and valid[:, 0].all()
@@ -88,15 +88,3 @@ def test_what_is_written_from_scratch_is_what_is_scored_highest_given_it(name):
   said = tasks.written(compiled(logits), model, letters, T, batch_size=2)
   assert said.shape == (3, T)
   np.testing.assert_array_equal(tasks.told(compiled(logits), model, letters, said, batch_size=2), said)
-
-
-def test_hidden_letters_cost_what_they_say():
-  model, logits = readers()['unified']
-  letters, said = words.letter_ids(['phone'])[0], np.array([40, 41, words.END, 0, 0, 0, 0], np.int32)
-  names, phonemes, cost = tasks.aligned(logits, model, 'phone', letters, said)
-  assert names == list('phone') and phonemes == [words.PHONEMES[n - words.FIRST_PHONEME] for n in (40, 41)]
-  whole, without = (
-    jax.nn.softmax(compiled(logits)(model, row[None], tasks.shifted(jnp.asarray(said[None]))))[0, 1, 41]
-    for row in (letters, np.where(np.arange(len(letters)) == 3, words.PAD, letters))
-  )
-  assert cost.shape == (2, 5) and cost[1, 3] == pytest.approx(float(whole - without), abs=1e-5)
