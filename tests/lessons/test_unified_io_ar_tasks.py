@@ -21,6 +21,7 @@ from perceiver_lib.models.unified import InputLatents, LearnedLatents, UnifiedPe
 from perceiver_lib.queries import PositionQueries
 
 T, D = 7, 16
+DIGITS = np.random.default_rng(0).integers(40, 256, (10, 8, 8, 1)).astype(np.uint8)
 
 
 @functools.cache
@@ -75,7 +76,7 @@ def test_what_is_spoken_greedily_is_the_likeliest_phoneme_at_every_step(name):
   model, logits = readers()[name]
   letters = words.letter_ids(['phone', 'a'])
   speak = tasks.speak if name == 'unified' else functools.partial(tasks.speak_by_transformer, num_timesteps=T)
-  said = np.asarray(speak(model, tasks.source_tokens(letters), num_beams=1))
+  said = np.asarray(speak(model, letters, num_beams=1))
   scores = np.asarray(compiled(logits)(model, letters, tasks.shifted(jnp.asarray(said))))
   valid = said != words.PAD
   assert np.array_equal(scores.argmax(-1)[valid], said[valid]) and valid[:, 0].all()
@@ -88,3 +89,20 @@ def test_what_is_written_from_scratch_is_what_is_scored_highest_given_it(name):
   said = tasks.written(compiled(logits), model, letters, T, batch_size=2)
   assert said.shape == (3, T)
   np.testing.assert_array_equal(tasks.told(compiled(logits), model, letters, said, batch_size=2), said)
+
+
+def test_the_tone_of_a_frame_names_the_next_cell():
+  films = tasks.films(DIGITS, 40, seed=1)
+  cells = films['frames'].any(-1).argmax(-1)
+  np.testing.assert_array_equal((films['sound'].argmax(-1) + 1 - 3) // 3, cells[:, 1:])
+  np.testing.assert_array_equal(films['jumps'], cells[:, 1:] != cells[:, :-1])
+  assert (films['frames'].any(-1).sum(-1) == 1).all()
+  assert tasks.as_picture(films['frames'][0, 0])[:8, :8].ravel().tolist() == films['frames'][0, 0, 0].tolist()
+
+
+def test_decibels_are_of_the_frames_asked_for():
+  films = tasks.films(DIGITS, 40, seed=1)
+  right = films['frames'][:, 1:] / 255
+  wrong = np.where(films['jumps'][..., None, None], right, 0.1 + 0.8 * right)
+  assert tasks.decibels(wrong, films, jumps=True) == np.inf
+  assert tasks.decibels(right + np.where(right > 0.5, -0.1, 0.1), films, jumps=False) == pytest.approx(20, abs=0.01)
