@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.dates import PAD, START
@@ -251,6 +251,6 @@ def decibels(predicted: Float[AnyArray, 'b t n k'], films: Mapping[str, np.ndarr
   return psnr(255.0**2 * float(np.square(difference).mean()))
 
 
-def as_picture(frame: Float[np.ndarray, 'n k']) -> Float[np.ndarray, 'y x']:
+def as_picture(frame: Num[np.ndarray, 'n k']) -> Num[np.ndarray, 'y x']:
   """The cells of a frame in their places."""
   return rearrange(frame, '(i j) (y x) -> (i y) (j x)', i=FILM_SIDE, y=8)
