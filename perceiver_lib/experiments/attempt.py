@@ -106,7 +106,7 @@ def run_notebook(
     [sys.executable, '-m', 'perceiver_lib.experiments.execute', str(place)],
     log=place / 'log.txt',
     cwd=Path(request['cwd']),
-    environment=kernel_environment(),
+    environment=kernel_environment(request['parameters']['profile']),
     limit=seconds_left,
     tick=_progress(place / 'log.txt', tell, stop),
   )

@@ -97,15 +97,18 @@ def commit_name(environment: Mapping[str, Any]) -> str:
   return environment['commit'] + ('+' if environment['uncommitted_changes'] else '')
 
 
-def kernel_environment() -> dict[str, str]:
-  """The variables of a kernel, which must be set before it imports JAX. What the user has set stays."""
+def kernel_environment(profile: str = '') -> dict[str, str]:
+  """The variables of a kernel, which must be set before it imports JAX. What the user has set stays.
+
+  Smoke runs two steps of everything, and most of their time is compiling: their programs are not optimized.
+  """
   package_parent = str(Path(__file__).resolve().parents[2])
   defaults = {
     'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',  # two kernels on one accelerator would each take most of its memory
     'JUPYTER_PREFER_ENV_PATH': '1',  # else a user-level python3 kernel could stand in for this environment's
     'PYDEVD_DISABLE_FILE_VALIDATION': '1',
     'TF_CPP_MIN_LOG_LEVEL': '2',
-  }
+  } | ({'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true'} if profile == 'smoke' else {})
   search = os.environ.get('PYTHONPATH')
   return {
     **defaults,

@@ -127,6 +127,7 @@ class Run:
     self._bands_bind = bands_bind
     self._committed = {path.name: path for path in weights}
     self._loaded: dict[str, str] = {}
+    self._source = source
     self._notebook_hash = notebook_hash(source) if source.exists() else ''
     self._environment = environment_stamp(project_root())
     self._started, self._start_time = _now(), time.monotonic()
@@ -163,6 +164,18 @@ class Run:
       weights=committed or self.directory / WEIGHTS / file,
       train=committed is None,
     )
+
+  def committed(self, name: str) -> Path:
+    """The committed weights `name`.safetensors of any notebook's demo run, for `load_weights`; the manifest says so.
+
+    Raises:
+      RequestError: with the names there are, if these are not among them.
+    """
+    found = {path.stem: path for path in (self._source.parent / WEIGHTS).glob('*.safetensors')}
+    if name not in found:
+      raise RequestError(f'No weights {name!r} are committed; there are {", ".join(sorted(found)) or "none"}.')
+    self._loaded[found[name].name] = file_hash(found[name])
+    return found[name]
 
   def sizes(self, **profiles: Mapping[str, Any]) -> types.SimpleNamespace:
     """The sizes of this profile as attributes, after a table of those of all profiles.

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perceiver_lib.attention.capture import AttentionMap, capture_attention
 from perceiver_lib.attention.rollout import attention_rollout
-from perceiver_lib.data.text import Documents, RandomCrops, Windows
+from perceiver_lib.data import pronunciation as words
+from perceiver_lib.data.text import Documents, Windows
 from perceiver_lib.experiments.measuring import measure, peak_bytes
 from perceiver_lib.experiments.workers import in_fresh_process
 from perceiver_lib.lessons.tour import random_bytes
 from perceiver_lib.lessons.unified_io_ar_tasks import Logits, log_probabilities, shifted
-from perceiver_lib.modalities.text import ByteTokenizer, hidden_words
+from perceiver_lib.modalities.text import ByteTokenizer
 from perceiver_lib.models.perceiver import Perceiver, PerceiverConfig
 from perceiver_lib.parameters import abstract, filled
 from perceiver_lib.scores import attention_maps as measured
@@ -103,60 +103,49 @@ def measure_long_alone(num_bytes: int) -> dict[str, float]:
   return in_fresh_process('perceiver_lib.lessons.attention_maps:measure_long', num_bytes=num_bytes)
 
 
-# Lines of text, asked for byte by byte.
-
-
-def lines_with_holes(
-  documents: Documents, length: int, batch_size: int, *, seed: int, mask_rate: float = 0.15
-) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
-  """From a step to batches of random crops with whole words hidden: 'ids' with MASK, and the 'labels' of all bytes."""
-  crops = RandomCrops(documents, length, batch_size, seed=seed)
-  return lambda start_step: (
-    _with_holes(crops.batch(step), np.random.default_rng((seed, 3, step)), mask_rate)
-    for step in itertools.count(start_step)
-  )
-
-
-def held_out_lines(documents: Documents, length: int, count: int, mask_rate: float = 0.15) -> dict[str, np.ndarray]:
-  """Windows spread evenly over held-out documents: 'bytes', 'labels', and 'ids' with hidden words."""
+def held_out_lines(documents: Documents, length: int, count: int) -> dict[str, np.ndarray]:
+  """Windows spread evenly over held-out documents: 'bytes', and the 'labels' of all of them."""
   windows = Windows(documents, length)
   raw = windows.rows(np.linspace(0, len(windows) - 1, count).astype(np.int64).tolist())
-  return {'bytes': raw['bytes']} | _with_holes(raw, np.random.default_rng(0), mask_rate)
+  return {'bytes': raw['bytes'], 'labels': ByteTokenizer.ids(raw['bytes'], raw['valid'])}
 
 
-def _with_holes(raw: Mapping[str, Any], random: np.random.Generator, mask_rate: float) -> dict[str, np.ndarray]:
-  hidden = hidden_words(raw, random, rate=mask_rate, num_queries=1)
-  return {'ids': hidden['ids'], 'labels': ByteTokenizer.ids(raw['bytes'], raw['valid'])}
+# Letters under phonemes.
+
+SOUNDS = 'bdfklmnprtvz'
+"""Letters whose phoneme has their name, and that no other letter usually writes in the same word."""
 
 
-def right_of(
-  logits: Float[Array, 'b m e'], labels: Int[Array, 'b m'], *, hidden: Bool[Array, 'b m']
-) -> dict[str, Float[Array, '']]:
-  """Share of the bytes that are right, among the 'visible' and among the 'hidden' ones."""
-  right = jnp.argmax(logits, axis=-1) == labels
+class Pairs(NamedTuple):
+  """Consonants whose letter and phoneme stand once in their word: there it is known which letter was said."""
 
-  def share(where: Array) -> Array:
-    return jnp.sum(right & where, dtype=jnp.float32) / jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
+  word: Int[np.ndarray, 'k']
+  phoneme: Int[np.ndarray, 'k']
+  letter: Int[np.ndarray, 'k']
 
-  return {'visible': share(~hidden), 'hidden': share(hidden)}
-
-
-# Copying.
+  def score(self, maps: Float[np.ndarray, 'n t m'], letters: Int[np.ndarray, 'n m']) -> measured.OnTruth:
+    """How well the maps of all words name the letter of these phonemes; padding is not counted."""
+    of_pairs = maps[self.word, self.phoneme][:, None]
+    return measured.on_truth(of_pairs, self.letter[:, None], letters[self.word] != words.PAD)
 
 
-def read_while_learning(
-  copied: Callable[[nnx.Module, Tokens], Tokens], inputs: Tokens, length: int
-) -> Callable[[nnx.Module], dict[str, Any]]:
-  """For `evaluate` of `fit`: the 'map' [h, n, m] of the first sequence's read, and the best head's `lookup_mass`."""
-  read = jax.jit(capture_attention(copied, names=['encoder']))
+def known_pairs(letters: Int[np.ndarray, 'n m'], phonemes: Int[np.ndarray, 'n t']) -> Pairs:
+  """The `Pairs` of words as ids, see `data.pronunciation`."""
+  found = []
+  for sound in SOUNDS:
+    is_letter = letters == words.FIRST_LETTER + words.LETTERS.index(sound)
+    is_phoneme = phonemes == words.FIRST_PHONEME + words.PHONEMES.index(sound.upper())
+    [rows] = np.nonzero((is_letter.sum(1) == 1) & (is_phoneme.sum(1) == 1))
+    found.append((rows, is_phoneme[rows].argmax(1), is_letter[rows].argmax(1)))
+  return Pairs(*(np.concatenate(part) for part in zip(*found, strict=True)))
 
-  def snapshot(model: nnx.Module) -> dict[str, Any]:
-    output, maps = read(model, inputs)
-    weights = np.asarray(maps['encoder.cross_attention.0'].weights)
-    lookup = measured.lookup_mass(weights, np.asarray(output.time), length)
-    return {'lookup': lookup.max(), 'map': weights[0].astype(np.float16)}
 
-  return snapshot
+def of_another_word(maps: Float[np.ndarray, 'n t m'], letters: Int[np.ndarray, 'n m']) -> Float[np.ndarray, 'n t m']:
+  """Each word gets the map of another one with as many letters, or with the next number of them."""
+  order = np.argsort((letters != words.PAD).sum(1), kind='stable')
+  others = np.empty_like(maps)
+  others[order] = maps[np.roll(order, 1)]
+  return others
 
 
 # Beside a known truth: what the maps should say, found by the gradient and by replacing a symbol.

@@ -253,6 +253,9 @@ def test_committed_weights_are_used_where_there_are_any_and_said_so(folder, caps
   assert not run.checkpoint('main').train and run.checkpoint('main').weights == committed
   other = run.checkpoint('two halves, 0')
   assert other.train and other.weights == folder / 'weights' / 'two_halves_0.safetensors'
+  assert open_run(folder).committed('01_main') == committed
+  with pytest.raises(RequestError, match=r"No weights '02_main' are committed; there are 01_main\."):
+    run.committed('02_main')
   run.log('accuracy', 1.0)
   run.finish()
   assert read_json(folder / 'manifest.json')['loaded_weights'] == {'01_main.safetensors': file_hash(committed)}

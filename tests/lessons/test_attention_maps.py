@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from perceiver_lib.data import pronunciation as words
 from perceiver_lib.lessons import attention_maps as lesson
 from perceiver_lib.lessons.unified_io_ar_tasks import missed
 from perceiver_lib.modalities.pixels import pixel_adapter, pixel_tokens
@@ -73,3 +74,17 @@ def test_looking_changes_nothing_and_a_rollout_is_a_distribution():
   valid[0, :20] = False
   some, every = quality(valid), quality(np.ones_like(valid))
   assert some[0] != every[0] and np.array_equal(some[1:], every[1:])
+
+
+def test_pairs_are_known_where_letter_and_phoneme_stand_once_and_maps_are_scored_there():
+  letters = words.letter_ids(['dance', 'bat', 'tot'])
+  phonemes = np.zeros((3, 5), np.int32)
+  for row, said in zip(phonemes, ('D AE N S', 'B AE T', 'T AA T'), strict=True):
+    row[: len(said.split())] = [words.FIRST_PHONEME + words.PHONEMES.index(one) for one in said.split()]
+  pairs = lesson.known_pairs(letters, phonemes)
+  assert sorted(zip(*pairs, strict=True)) == [(0, 0, 0), (0, 2, 2), (1, 0, 0), (1, 2, 2)]
+  maps = np.broadcast_to(np.eye(5, letters.shape[1]), (3, 5, letters.shape[1]))
+  assert pairs.score(maps, letters) == (100, 100)
+  assert pairs.score(np.roll(maps, 1, axis=2), letters).largest == 0
+  others = lesson.of_another_word(np.arange(3.0)[:, None, None] * np.ones((3, 1, 14)), letters)
+  assert others[:, 0, 0].tolist() == [2, 0, 1]
