@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from perceiver_lib.adapters import FeatureAdapterConfig
 from perceiver_lib.attention.attend import attend, read
+from perceiver_lib.attention.products import full_float32
 from perceiver_lib.attention.projections import KeyValueReader
 from perceiver_lib.blocks import LatentBlock, LayerConfig
 from perceiver_lib.decoder import DecoderConfig
@@ -82,6 +83,7 @@ def _probe(name: str, model: UnifiedPerceiver, encode: Callable[[UnifiedPerceive
   return Probe(name=name, outputs=outputs, allowed=np.asarray(may_attend(asked, times, valid)[0]))
 
 
+@full_float32()
 def largest_differences(
   first: tuple[Callable[..., Array], nnx.Module], second: tuple[Callable[..., Array], nnx.Module], values: Array
 ) -> tuple[float, float]:
