@@ -14,8 +14,9 @@ from einops import repeat
 from flax import nnx
 
 from perceiver_lib.adapters import AdapterConfig, table_initializer
-from perceiver_lib.attention.attend import KeyValueReader, read
+from perceiver_lib.attention.attend import read
 from perceiver_lib.attention.capture import named
+from perceiver_lib.attention.projections import KeyValueReader
 from perceiver_lib.blocks import CrossAttention, LayerConfig
 from perceiver_lib.models.perceiver_ar import PerceiverAR
 from perceiver_lib.settings import check_counts
