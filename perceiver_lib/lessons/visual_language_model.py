@@ -246,17 +246,18 @@ def first_words(source: ArraySource, count: int) -> Words:
   """The first `count` such scenes."""
   arrays = source.arrays
   said = [bytes(row).rstrip(b'\0').decode() for row in arrays['caption']]
-  rows = [row for row, text in enumerate(said) if text.startswith('a ') and ' at ' not in text][:count]
-  names, covered = [], np.zeros((2, len(rows), SIDE // PATCH, SIDE // PATCH), bool)
+  rows = [row for row, text in enumerate(said) if text.split()[0] in ('a', 'an') and ' at ' not in text][:count]
+  start, names, covered = [], [], np.zeros((2, len(rows), SIDE // PATCH, SIDE // PATCH), bool)
   for number, row in enumerate(rows):
     digit = NUMBERS.index(said[row].split()[1])
     names.append(NUMBERS[digit])
+    start.append(said[row].index(' ') + 1)
     for place, (y, x) in zip(arrays['places'][row], arrays['corner'][row], strict=True):
       if place != EMPTY:
         box = slice(y // PATCH, -(-(y + DIGIT) // PATCH)), slice(x // PATCH, -(-(x + DIGIT) // PATCH))
         covered[int(place != digit), number][box] = True
   batch = {name: arrays[name][rows] for name in ('image', 'caption')}
-  return Words(batch=batch, start=np.full(len(rows), len('a ')), names=names, own=covered[0], other=covered[1])
+  return Words(batch=batch, start=np.array(start), names=names, own=covered[0], other=covered[1])
 
 
 def attention_of_words(model: VisualLanguageModel, words: Words) -> Float[np.ndarray, 'l b y x']:

@@ -19,6 +19,7 @@ from perceiver_lib.data.digit_scenes import CELL, DIGIT, EMPTY, caption
     ((7, 2, EMPTY, 2), 'a seven left of two twos'),
     ((5, 5, EMPTY, 4), 'two fives above a four'),
     ((8, 8, 9, 9), 'two eights above two nines'),
+    ((EMPTY, 9, EMPTY, 8), 'a nine above an eight'),
     ((7, EMPTY, EMPTY, 2), None),  # left of and above are both true
     ((7, EMPTY, EMPTY, 7), None),
     ((7, 2, 2, 2), None),
