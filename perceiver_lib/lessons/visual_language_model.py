@@ -23,14 +23,14 @@ from perceiver_lib.data.loading import ArraySource, evaluation_batches
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, PAD, ByteTokenizer
 from perceiver_lib.models.visual_language import VisualLanguageModel
 from perceiver_lib.positions import grid
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 from perceiver_lib.training.metrics import evaluate_dataset, predict
 from perceiver_lib.training.sequences import NextTokens, latent_targets, next_tokens
 
 PATCH = 8
 """Pixels along the side of what one token of a scene is about."""
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, AnyArray]
 
 
 class Eyes(nnx.Module):

@@ -47,7 +47,7 @@ def test_a_canvas_holds_the_pictures_where_it_says_and_nothing_else():
   pictures = {'image': random.integers(1, 256, (20, DIGIT, DIGIT, 1), np.uint8), 'label': np.arange(20) % 10}
   scenes = digit_scenes.render(digit_scenes.draw(random, 6), pictures, random)
   for image, said, places, corner in zip(*scenes.values(), strict=True):
-    assert bytes(said).rstrip(b'\0').decode() == caption(places)
+    assert bytes(said).rstrip(b'\0').decode() == caption(places.tolist())
     left = image.copy()
     for place, (row, column), (y, x) in zip(places, itertools.product((0, 1), repeat=2), corner, strict=True):
       assert 0 <= y - CELL * row <= CELL - DIGIT and 0 <= x - CELL * column <= CELL - DIGIT
