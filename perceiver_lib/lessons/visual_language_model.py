@@ -60,7 +60,7 @@ def caption_examples(batch: Batch) -> NextTokens:
   """The captions `[b, l]` as ids behind a begin token, an end token behind them."""
   said = jnp.pad(batch['caption'].astype(jnp.int32), ((0, 0), (0, 1)))
   ids = jnp.where(said > 0, said + NUM_SPECIAL, PAD)
-  end = jnp.arange(said.shape[1]) == (said > 0).sum(1, keepdims=True)
+  end = jnp.arange(said.shape[1])[None] == (said > 0).sum(1, keepdims=True)
   ids = jnp.where(end, EOS, ids)
   return next_tokens(ids, valid=ids != PAD, begin_token=BOS)
 
