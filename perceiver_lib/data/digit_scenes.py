@@ -60,7 +60,9 @@ def caption(places: Sequence[int]) -> str | None:
 
 def _some(digit: int, count: int) -> str:
   name = NUMBERS[digit]
-  return f'a {name}' if count == 1 else f'{NUMBERS[count]} {name}{"es" if name == "six" else "s"}'
+  if count == 1:
+    return f'{"an" if name == "eight" else "a"} {name}'
+  return f'{NUMBERS[count]} {name}{"es" if name == "six" else "s"}'
 
 
 def _where(cells: Sequence[tuple[int, int]]) -> str | None:

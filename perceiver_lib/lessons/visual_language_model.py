@@ -23,14 +23,14 @@ from perceiver_lib.data.loading import ArraySource, evaluation_batches
 from perceiver_lib.modalities.text import BOS, EOS, NUM_SPECIAL, PAD, ByteTokenizer
 from perceiver_lib.models.visual_language import VisualLanguageModel
 from perceiver_lib.positions import grid
-from perceiver_lib.tokens import Tokens
+from perceiver_lib.tokens import AnyArray, Tokens
 from perceiver_lib.training.metrics import evaluate_dataset, predict
 from perceiver_lib.training.sequences import NextTokens, latent_targets, next_tokens
 
 PATCH = 8
 """Pixels along the side of what one token of a scene is about."""
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, AnyArray]
 
 
 class Eyes(nnx.Module):
@@ -60,7 +60,7 @@ def caption_examples(batch: Batch) -> NextTokens:
   """The captions `[b, l]` as ids behind a begin token, an end token behind them."""
   said = jnp.pad(batch['caption'].astype(jnp.int32), ((0, 0), (0, 1)))
   ids = jnp.where(said > 0, said + NUM_SPECIAL, PAD)
-  end = jnp.arange(said.shape[1]) == (said > 0).sum(1, keepdims=True)
+  end = jnp.arange(said.shape[1])[None] == (said > 0).sum(1, keepdims=True)
   ids = jnp.where(end, EOS, ids)
   return next_tokens(ids, valid=ids != PAD, begin_token=BOS)
 
@@ -246,17 +246,18 @@ def first_words(source: ArraySource, count: int) -> Words:
   """The first `count` such scenes."""
   arrays = source.arrays
   said = [bytes(row).rstrip(b'\0').decode() for row in arrays['caption']]
-  rows = [row for row, text in enumerate(said) if text.startswith('a ') and ' at ' not in text][:count]
-  names, covered = [], np.zeros((2, len(rows), SIDE // PATCH, SIDE // PATCH), bool)
+  rows = [row for row, text in enumerate(said) if text.split()[0] in ('a', 'an') and ' at ' not in text][:count]
+  start, names, covered = [], [], np.zeros((2, len(rows), SIDE // PATCH, SIDE // PATCH), bool)
   for number, row in enumerate(rows):
     digit = NUMBERS.index(said[row].split()[1])
     names.append(NUMBERS[digit])
+    start.append(said[row].index(' ') + 1)
     for place, (y, x) in zip(arrays['places'][row], arrays['corner'][row], strict=True):
       if place != EMPTY:
         box = slice(y // PATCH, -(-(y + DIGIT) // PATCH)), slice(x // PATCH, -(-(x + DIGIT) // PATCH))
         covered[int(place != digit), number][box] = True
   batch = {name: arrays[name][rows] for name in ('image', 'caption')}
-  return Words(batch=batch, start=np.full(len(rows), len('a ')), names=names, own=covered[0], other=covered[1])
+  return Words(batch=batch, start=np.array(start), names=names, own=covered[0], other=covered[1])
 
 
 def attention_of_words(model: VisualLanguageModel, words: Words) -> Float[np.ndarray, 'l b y x']:

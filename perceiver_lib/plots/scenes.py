@@ -31,9 +31,9 @@ def scene_columns(
     maps: on any grid over the whole picture.
   """
   maps, right = maps or {}, [True] * len(images) if right is None else right
-  lines = [textwrap.fill(said, 18) for said in words]
-  tallest = max(said.count('\n') for said in lines) + 1
   width = (theme.NOTEBOOK_WIDTH - 0.8) / len(images)
+  lines = [textwrap.fill(said, int(width / 0.07)) for said in words]
+  tallest = max(said.count('\n') for said in lines) + 1
   with theme.use_theme():
     figure = theme.new_figure(0.6 + 0.17 * tallest + (1 + len(maps)) * (width + 0.1), title=title)
     grid = figure.subplots(1 + len(maps), len(images), squeeze=False)

@@ -19,6 +19,7 @@ from perceiver_lib.data.digit_scenes import CELL, DIGIT, EMPTY, caption
     ((7, 2, EMPTY, 2), 'a seven left of two twos'),
     ((5, 5, EMPTY, 4), 'two fives above a four'),
     ((8, 8, 9, 9), 'two eights above two nines'),
+    ((EMPTY, 9, EMPTY, 8), 'a nine above an eight'),
     ((7, EMPTY, EMPTY, 2), None),  # left of and above are both true
     ((7, EMPTY, EMPTY, 7), None),
     ((7, 2, 2, 2), None),
@@ -46,7 +47,7 @@ def test_a_canvas_holds_the_pictures_where_it_says_and_nothing_else():
   pictures = {'image': random.integers(1, 256, (20, DIGIT, DIGIT, 1), np.uint8), 'label': np.arange(20) % 10}
   scenes = digit_scenes.render(digit_scenes.draw(random, 6), pictures, random)
   for image, said, places, corner in zip(*scenes.values(), strict=True):
-    assert bytes(said).rstrip(b'\0').decode() == caption(places)
+    assert bytes(said).rstrip(b'\0').decode() == caption(places.tolist())
     left = image.copy()
     for place, (row, column), (y, x) in zip(places, itertools.product((0, 1), repeat=2), corner, strict=True):
       assert 0 <= y - CELL * row <= CELL - DIGIT and 0 <= x - CELL * column <= CELL - DIGIT

@@ -59,13 +59,13 @@ def test_the_resampler_is_its_plain_statement(scene):
 
   def norm(layer, x):
     x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    return x * layer.scale[...] + layer.bias[...]
+    return x * layer.scale[...][None, None] + layer.bias[...][None, None]
 
   def heads(x):
     return x.reshape(*x.shape[:2], 2, 4)
 
   inputs = resampler.input_adapter.projection(scene.values)
-  x = jnp.broadcast_to(resampler.latents[...], (2, 2, 8))
+  x = jnp.broadcast_to(resampler.latents[...][None], (2, 2, 8))
   for layer in resampler.layers:
     own, attention = norm(layer.query_norm, x), layer.attention
     keys = jnp.concatenate([norm(layer.input_norm, inputs), own], axis=1)
@@ -83,12 +83,13 @@ def test_training_reaches_gates_and_resampler_and_nothing_of_the_language_model(
   def loss(model):
     return jax.nn.logsumexp(model(text, scene).values).sum()
 
-  closed = nnx.grad(loss)(model)
+  gradient = jax.jit(nnx.grad(loss))
+  closed = gradient(model)
   assert all(
     float(jnp.abs(closed['gated'][i][gate][...])) > 0 for i in range(2) for gate in ('attention_gate', 'mlp_gate')
   )
   assert not np.any(closed['resampler']['latents'][...])
-  opened = nnx.grad(loss)(filled(model, scale=0.3))
+  opened = gradient(filled(model, scale=0.3))
   # A bias of keys moves all logits of a row alike.
   leaves = {path: leaf for path, leaf in nnx.to_flat_state(opened) if path[-2:] != ('key', 'bias')}
   assert len(leaves) > 40 and all(np.abs(leaf[...]).max() > 0 for leaf in leaves.values())
