@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+import tests.conftest  # noqa: F401 -- programs that compile in no time
 from perceiver_lib.models.perceiver_io import PerceiverIO, PerceiverIOConfig
 from perceiver_lib.parameters import abstract
 from perceiver_lib.pretrained import hugging_face
@@ -81,8 +82,9 @@ def deviations(kind: str) -> dict[str, PerceiverIO]:
 def main() -> None:
   for kind in sys.argv[1:] or KINDS:
     inputs, outputs = inputs_of(kind), {}
+    run = jax.jit(lambda model, kind=kind, inputs=inputs: answer(model, kind, inputs))
     for what, model in deviations(kind).items():
-      found = jax.jit(lambda model, kind=kind, inputs=inputs: answer(model, kind, inputs))(model)
+      found = run(model)
       outputs[what] = {part: np.asarray(array) for part, array in found.items() if part != 'layers'}
       if what:
         errors = [f'{part} {relative_error(array, outputs[""][part]):.1e}' for part, array in outputs[what].items()]
