@@ -170,6 +170,12 @@ def processor_gigabytes(size: ProcessorSize, *, naive: bool) -> float:
   return temporary_megabytes(compiled(step, abstract_processor(size), size.latents())) / 1e3
 
 
+def processor_peak_gigabytes(size: ProcessorSize) -> float:
+  """The most memory of a process of its own that runs one step without the whole matrix."""
+  settings = dataclasses.asdict(size)
+  return in_fresh_process('perceiver_lib.lessons.unified_io_ar:run_processor', **settings)['peak_gigabytes']
+
+
 def run_processor(**settings: int) -> dict[str, float]:
   """The `Cost` of one step of a `ProcessorSize` with random numbers."""
   enable_compilation_cache()
@@ -220,13 +226,12 @@ def measure_bytes(num_bytes: int, how: How) -> dict[str, Any]:
   return {'how': how, 'num_bytes': num_bytes, 'loss': float(loss), **dataclasses.asdict(cost)}
 
 
-def measure_all(log2_bytes: int, **processor: int) -> dict[str, dict[str, Any]]:
-  """`run_processor`, then `measure_bytes` of the 'prefix' read and of the 'general' one, from small peaks to large."""
-  first = {'processor': run_processor(**processor)}
-  return first | {how: measure_bytes(2**log2_bytes, how) for how in ('prefix', 'general')}
+def measure_both_reads(num_bytes: int) -> dict[How, dict[str, Any]]:
+  """`measure_bytes` of the prefix read and then of the general one; the peak of memory is the first one's own only."""
+  return {how: measure_bytes(num_bytes, how) for how in ('prefix', 'general')}
 
 
-def measure_alone(size: ProcessorSize, log2_bytes: int) -> dict[str, dict[str, Any]]:
-  """`measure_all` in a process of its own, whose peak of memory never goes down: each is at most what is said."""
-  settings = dataclasses.asdict(size) | {'log2_bytes': log2_bytes}
-  return in_fresh_process('perceiver_lib.lessons.unified_io_ar:measure_all', **settings)
+def measure_bytes_alone(num_bytes: int) -> list[dict[str, Any]]:
+  """The two of `measure_both_reads`, from a process of its own."""
+  answer = in_fresh_process('perceiver_lib.lessons.unified_io_ar:measure_both_reads', num_bytes=num_bytes)
+  return [answer['prefix'], answer['general']]
