@@ -1,16 +1,17 @@
-"""Notebook 08: what the unified model reads and writes: dates in ISO, words aloud."""
+"""Notebook 08: what the unified model reads and writes: dates in ISO, words aloud, a film with sound."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from perceiver_lib.data import pronunciation as words
 from perceiver_lib.data.dates import PAD, START
@@ -21,8 +22,9 @@ from perceiver_lib.models.transformer import Transformer
 from perceiver_lib.models.unified import InputLatents, UnifiedPerceiver
 from perceiver_lib.models.unified_cached import UnifiedCache, latents_so_far, start, step
 from perceiver_lib.queries import position_queries
+from perceiver_lib.scores import signals
 from perceiver_lib.scores.sequences import error_rates, until
-from perceiver_lib.tokens import SOURCE_TIME, Tokens
+from perceiver_lib.tokens import SOURCE_TIME, AnyArray, Tokens
 
 Logits = Callable[..., Float[Array, 'b t e']]
 
@@ -202,3 +204,65 @@ def missed(
   whole = probability(model, source)
   lost = [whole - probability(model, source.at[:, place].set(PAD)) for place in range(source.shape[1])]
   return np.stack([np.asarray(one) for one in lost], axis=-1)
+
+
+# A film of a digit that jumps, and a tone that tells where it will be.
+
+FILM_FRAMES, FILM_SIDE = 6, 3
+"""Frames that are predicted, each from those before; a frame has 3 x 3 cells, each of which holds a digit of 8 x 8."""
+NUM_CELLS, CELL_VALUES, NUM_TONES = FILM_SIDE**2, 64, 32
+
+
+def films(images: UInt8[np.ndarray, 'n 8 8 1'], count: int, *, seed: int, step: int = 0) -> dict[str, np.ndarray]:
+  """A digit stays in its cell or, in half of the frames, jumps to any other; the sound of a frame names the next cell.
+
+  Returns:
+    'frames' uint8 [count, 7, 9, 64], by cells; 'sound' float32 [count, 6, 32], the spectrum of each frame's 64 samples,
+    a tone of any phase with noise; 'jumps' bool [count, 6], whether the next frame differs; 'heard' bool [count, 1],
+    False for a quarter, whose sound a training hides.
+  """
+  random = np.random.default_rng((seed, step))
+  t, n = FILM_FRAMES, NUM_CELLS
+  jumps = random.random((count, t)) < 0.5
+  moves = np.concatenate([random.integers(0, n, (count, 1)), jumps * random.integers(1, n, (count, t))], axis=1)
+  cells = moves.cumsum(1) % n
+  digits = rearrange(images, 'n y x 1 -> n (y x)')[random.integers(0, len(images), count)]
+  frames = (cells[..., None] == np.arange(n))[..., None] * digits[:, None, None]
+  turns = (3 + 3 * cells[:, 1:, None]) * np.arange(CELL_VALUES) / CELL_VALUES + random.random((count, t, 1))
+  samples = np.sin(2 * np.pi * turns) + 0.1 * random.standard_normal(turns.shape)
+  sound = np.abs(np.fft.rfft(samples))[..., 1 : NUM_TONES + 1].astype(np.float32) / NUM_TONES
+  return {'frames': frames.astype(np.uint8), 'sound': sound, 'jumps': jumps, 'heard': random.random((count, 1)) < 0.75}
+
+
+def next_frames(
+  model: UnifiedPerceiver,
+  frames: UInt8[AnyArray, 'b u n k'],
+  sound: Float[AnyArray, 'b t f'],
+  heard: Bool[AnyArray, 'b 1'],
+  rngs: nnx.Rngs | None = None,
+) -> Float[Array, 'b t n k']:
+  """The next frame after each, from all frames and sounds up to it; a film that is not heard has no sound."""
+  b, t, n = len(frames), sound.shape[1], frames.shape[2]
+  place = jnp.tile(jnp.arange(n, dtype=jnp.int32), t)[:, None]
+  steps = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), (b, t))
+  time = jnp.repeat(steps, n, axis=1)
+  inputs = {
+    'picture': Tokens(
+      values=rearrange(jnp.asarray(frames)[:, :t], 'b t n k -> b (t n) k'), position=place[None], time=time
+    ),
+    'sound': Tokens(values=jnp.asarray(sound), time=steps, valid=jnp.broadcast_to(heard, (b, t))),
+  }
+  predicted = model(inputs, position_queries(place, batch_size=b, time=time), num_timesteps=t, rngs=rngs)
+  return rearrange(predicted, 'b (t n) k -> b t n k', t=t)
+
+
+def decibels(predicted: Float[AnyArray, 'b t n k'], films: Mapping[str, np.ndarray], *, jumps: bool) -> float:
+  """PSNR of predictions in [0, 1], over the frames before which the digit jumped, or over the others."""
+  where = films['jumps'] == jumps
+  difference = np.clip(np.asarray(predicted), 0, 1)[where] - films['frames'][:, 1:][where] / 255.0
+  return signals.decibels(1.0, float(np.square(difference).mean()))
+
+
+def as_picture(frame: Num[np.ndarray, 'n k']) -> Num[np.ndarray, 'y x']:
+  """The cells of a frame in their places."""
+  return rearrange(frame, '(i j) (y x) -> (i y) (j x)', i=FILM_SIDE, y=8)

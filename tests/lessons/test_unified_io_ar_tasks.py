@@ -22,6 +22,8 @@ from perceiver_lib.queries import PositionQueries
 
 T, D = 7, 16
 
+DIGITS = np.random.default_rng(0).integers(40, 256, (10, 8, 8, 1)).astype(np.uint8)
+
 
 @functools.cache
 def readers():
@@ -100,3 +102,20 @@ def test_hidden_letters_cost_what_they_say():
     for row in (letters, np.where(np.arange(len(letters)) == 3, words.PAD, letters))
   )
   assert cost.shape == (2, 5) and cost[1, 3] == pytest.approx(float(whole - without), abs=1e-5)
+
+
+def test_the_tone_of_a_frame_names_the_next_cell():
+  films = tasks.films(DIGITS, 40, seed=1)
+  cells = films['frames'].any(-1).argmax(-1)
+  np.testing.assert_array_equal((films['sound'].argmax(-1) + 1 - 3) // 3, cells[:, 1:])
+  np.testing.assert_array_equal(films['jumps'], cells[:, 1:] != cells[:, :-1])
+  assert (films['frames'].any(-1).sum(-1) == 1).all()
+  assert tasks.as_picture(films['frames'][0, 0])[:8, :8].ravel().tolist() == films['frames'][0, 0, 0].tolist()
+
+
+def test_decibels_are_of_the_frames_asked_for():
+  films = tasks.films(DIGITS, 40, seed=1)
+  right = films['frames'][:, 1:] / 255
+  wrong = np.where(films['jumps'][..., None, None], right, 0.1 + 0.8 * right)
+  assert tasks.decibels(wrong, films, jumps=True) == np.inf
+  assert tasks.decibels(right + np.where(right > 0.5, -0.1, 0.1), films, jumps=False) == pytest.approx(20, abs=0.01)
