@@ -43,17 +43,21 @@ class Eyes(nnx.Module):
     return self.reader(self.look(images))
 
   def look(self, images: UInt8[Array, 'b y x']) -> Tokens:
-    """A token for each 8 x 8 pixels of a canvas, with its place in [-1, 1]."""
-    features = self.vision.features(images[..., None] / jnp.float32(255))
+    """A token for each 8 x 8 pixels of a canvas, with its place in [-1, 1]; every vector of mean 0 and variance 1.
+
+    Raw features are many times larger than positions, which a norm over both would drown.
+    """
+    features = jax.nn.standardize(self.vision.features(images[..., None] / jnp.float32(255)))
     position = jnp.asarray(grid(features.shape[1:3]))[None]
     return Tokens(values=rearrange(features, 'b y x c -> b (y x) c'), position=position)
 
 
 def shifted(batch: dict[str, np.ndarray], random: np.random.Generator) -> dict[str, np.ndarray]:
-  """A transform for batches of single pictures, 28 x 28: all at one random corner of a place of 32 x 32."""
-  y, x = random.integers(0, CELL - DIGIT + 1, 2)
-  margins = (y, CELL - DIGIT - y), (x, CELL - DIGIT - x)
-  return batch | {'image': np.pad(batch['image'], ((0, 0), *margins, (0, 0)))}
+  """A transform for batches of single pictures, 28 x 28: each at a random corner of a place of 32 x 32."""
+  image = np.zeros((len(batch['image']), CELL, CELL, 1), np.uint8)
+  for row, (y, x) in enumerate(random.integers(0, CELL - DIGIT + 1, (len(image), 2))):
+    image[row, y : y + DIGIT, x : x + DIGIT] = batch['image'][row]
+  return batch | {'image': image}
 
 
 def caption_examples(batch: Batch) -> NextTokens:
