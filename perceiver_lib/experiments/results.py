@@ -41,16 +41,17 @@ TABLE_START, TABLE_END = '<!-- results: start -->', '<!-- results: end -->'
 HEADLINES = {
   'Exact': (
     '00_tour/rule_violations',
-    '00_tour/wrong_parameter_counts',
     '11_released_weights/stand_in_difference',
   ),
   'Learned': (
     '02_perceiver_io_text/restored_own',
     '03_perceiver_io_optical_flow/two_halves_percent_of_constant',
+    '04_perceiver_io_multimodal/label_picture',
     '05_perceiver_io_entity_sets/win_rate',
     '07_perceiver_ar_music/test_nats_per_token',
     '08_unified_io_ar/dates_exact',
     '09_attention_maps/dates_read_mass',
+    '12_visual_language_model/exact_captions',
   ),
   'Cost': (
     '10_scaling_and_memory/longest_step_gigabytes',
