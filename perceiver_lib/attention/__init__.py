@@ -1,6 +1,6 @@
 """One attention in several forms, equal in outputs and gradients; this is the map of the folder, in reading order.
 
-attend        `reference_attend`, ten plain lines that say what all else computes, and the choice of a form
+attend        `reference_attend`, four plain lines that say what all else computes, and the choice of a form
 projections   from raw tokens to queries, keys and values
 softmax       `PartialSoftmax`: a softmax over the keys that were seen so far, and all that merges it
 streamed      inputs of any length, a chunk of tokens at a time

@@ -1,4 +1,4 @@
-"""Every form of attention against the ten-line reference: values and gradients, leaf by leaf.
+"""Every form of attention against the plain reference: values and gradients, leaf by leaf.
 
 A seed draws sizes, times, padding, window, precision, and whether a form is compiled and whether its backward pass
 recomputes it. `MATRIX_SEEDS=200 pytest tests/attention/test_matrix.py` draws that many, a tenth without jit.
