@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 import re
 import sys
 import time
@@ -40,10 +39,11 @@ from perceiver_lib.experiments.files import (
   set_aside,
   write_json,
 )
+from perceiver_lib.experiments.metric_records import as_row, metric_record
 from perceiver_lib.experiments.notebooks import notebook_hash
 from perceiver_lib.experiments.profiles import PROFILES, check_profile
 from perceiver_lib.experiments.tables import Table
-from perceiver_lib.experiments.wording import describe_metric, describe_number, describe_paper
+from perceiver_lib.experiments.wording import describe_metric
 from perceiver_lib.files import read_json
 from perceiver_lib.training.checkpoints import Checkpointing, fingerprint
 from perceiver_lib.training.host import enable_compilation_cache
@@ -236,21 +236,7 @@ class Run:
     """
     if self._declared is not None and name not in self._declared.metrics:
       raise RequestError(f'Metric {name!r} is not declared; {BANDS_FILE} has {list(self._declared.metrics)}.')
-    baselines = {words: _number(number, f'{name} baseline') for words, number in (baselines or {}).items()}
-    if best not in (None, max, min) or (best is None and len(baselines) > 1):
-      raise RequestError(f'Metric {name!r} has several baselines; say best=max or best=min: which is the strongest.')
-    # One that is no finite number is never the strongest.
-    usable = {words: number for words, number in baselines.items() if math.isfinite(number)} or baselines
-    strongest = (best or max)(usable, key=usable.get) if usable else None
-    record = {
-      'metric': name,
-      'value': _as_json(_number(value, name)),
-      'unit': unit,
-      'baseline': strongest,
-      'baseline_value': None if strongest is None else _as_json(baselines[strongest]),
-      'baselines': {words: _as_json(number) for words, number in baselines.items()},
-      'paper': paper,
-    }
+    record = metric_record(name, value, unit, baselines=baselines, best=best, paper=paper)
     append_record(self.directory / 'metrics.jsonl', {**record, 'time': _now()})
     self._metrics[name] = record
     if in_notebook():
@@ -269,18 +255,7 @@ class Run:
     """
     if missing := [name for name in names if name not in self._metrics]:
       raise RequestError(f'Metric {missing[0]!r} was not logged yet; there are {", ".join(self._metrics)}.')
-    rows = []
-    for record in [self._metrics[name] for name in names or self._metrics]:
-      # The strongest stands first.
-      others = sorted(record['baselines'].items(), key=lambda item: item[0] != record['baseline'])
-      rows.append(
-        [
-          record['metric'].replace('_', ' '),
-          describe_number(record['value'], record['unit']),
-          '; '.join(f'{describe_number(number, record["unit"])} {words}' for words, number in others) or '–',
-          describe_paper(record) or '–',
-        ]
-      )
+    rows = [as_row(self._metrics[name]) for name in names or self._metrics]
     return Table(
       ['metric', f'measured ({self.profile}, seed {self.seed})', 'beside it, strongest first', 'paper'], rows
     )
@@ -363,19 +338,6 @@ def _interactive_directory() -> Path:
     number += 1
     directory = base.with_name(f'{base.name}-{number}')
   return directory
-
-
-def _number(value: Any, name: str) -> float | int:
-  try:
-    if isinstance(value, bool | str):
-      raise TypeError
-    return value if isinstance(value, int) else float(value)
-  except (TypeError, ValueError):
-    raise RequestError(f'Metric {name!r} must be one real number; got {type(value).__name__}: {value!r:.60}.') from None
-
-
-def _as_json(value: float) -> float | str:
-  return value if math.isfinite(value) else str(float(value))
 
 
 def _plain(value: Any) -> str:
